@@ -321,3 +321,46 @@ func TestMistakes(t *testing.T) {
 		}
 	}
 }
+
+// A real server takes the requests. It does not move an address, so there is one node.
+func TestMoto(t *testing.T) {
+	if !nstest.Inside(t) {
+		return
+	}
+	nstest.NewPeer(t)
+	c := instancetest.Start(t, "nfs1", "a")
+	a := c.Nodes[0]
+	nstest.IP(t, "link set eth0 down")
+	nstest.IP(t, "link set eth0 address "+a.MAC+" up")
+	nstest.IP(t, "addr add "+a.Address+"/20 dev eth0")
+	own := netip.MustParseAddr(a.Address)
+	other := own.Next()
+	if !netip.MustParsePrefix(a.Address + "/20").Contains(other) {
+		other = own.Prev()
+	}
+	assigned := func() bool {
+		out, err := c.EC2.DescribeNetworkInterfaces(t.Context(), &ec2.DescribeNetworkInterfacesInput{NetworkInterfaceIds: []string{a.ENI}})
+		ok(t, err)
+		for _, p := range out.NetworkInterfaces[0].PrivateIpAddresses {
+			if aws.ToString(p.PrivateIpAddress) == other.String() {
+				return true
+			}
+		}
+		return false
+	}
+	a.Proxy.Set(awstest.Only(func(x *awstest.Exchange) {
+		if _, err := x.Forward(); err == nil {
+			a.Metadata.SetPrivateIPs(a.Address, other.String())
+		}
+	}, "AssignPrivateIpAddresses"))
+	p := New(Config{Address: netip.PrefixFrom(other, 32), Interface: "eth0", Loader: a.Loader})
+	ok(t, p.Start(t.Context(), service.Term{}))
+	ok(t, p.Check(t.Context(), service.Term{}))
+	if !assigned() || !strings.Contains(nstest.IP(t, "addr show dev eth0"), other.String()+"/32") {
+		t.Error("it is not assigned")
+	}
+	ok(t, p.Stop(t.Context(), service.Term{}))
+	if assigned() || strings.Contains(nstest.IP(t, "addr show dev eth0"), other.String()+"/32") {
+		t.Error("it is assigned after Stop")
+	}
+}
