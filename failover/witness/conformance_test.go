@@ -70,7 +70,9 @@ func s3URL(endpoint, bucket string) func(key string) string {
 }
 
 func dynamoDBURL(endpoint, table string) func(key string) string {
-	return func(key string) string { return "dynamodb://" + table + "/" + key + "?endpoint=" + url.QueryEscape(endpoint) }
+	return func(key string) string {
+		return "dynamodb://" + table + "/" + key + "?endpoint=" + url.QueryEscape(endpoint)
+	}
 }
 
 // laws are what Register promises. open opens the register once more, as another
