@@ -376,11 +376,19 @@ func checkTags(t *template, _ []stack) (found []string) {
 
 // checkPorts: the link is open to the nodes alone, NFS to the clients, and nothing to everybody.
 func checkPorts(t *template, stacks []stack) (found []string) {
-	var groups []any
-	for _, p := range t.of("AWS::EC2::SecurityGroup") {
-		groups = append(groups, p)
+	var rules []any
+	var conditions []string // under which there are rules
+	for name, p := range t.of("AWS::EC2::SecurityGroupIngress") {
+		rules = append(rules, p)
+		r, _ := t.resources[name].(map[string]any)
+		if condition, ok := r["Condition"].(string); ok {
+			conditions = append(conditions, condition)
+		}
 	}
-	for _, s := range t.distinct(stacks, groups) {
+	for _, p := range t.of("AWS::EC2::SecurityGroup") {
+		rules = append(rules, p)
+	}
+	for _, s := range t.distinct(stacks, rules, conditions...) {
 		link, nfs := false, false
 		judge := func(name string, v any) {
 			rule, _ := s.resolve(v).(map[string]any)
@@ -399,7 +407,9 @@ func checkPorts(t *template, stacks []stack) (found []string) {
 			}
 		}
 		for name, p := range t.of("AWS::EC2::SecurityGroupIngress") {
-			judge(name, p)
+			if s.exists(name) {
+				judge(name, p)
+			}
 		}
 		for name, p := range t.of("AWS::EC2::SecurityGroup") {
 			rules, _ := s.resolve(p["SecurityGroupIngress"]).([]any)
@@ -687,6 +697,7 @@ func TestMutatedTemplatesFail(t *testing.T) {
 
 		{"a link for clients", "      SourceSecurityGroupId: !Ref NodeGroup\n", "      CidrIp: !Ref ClientCidr\n", "ports: the link is open"},
 		{"no link", "FromPort: 7788\n      ToPort: 7788", "FromPort: 7789\n      ToPort: 7789", "ports: the nodes do not reach each other"},
+		{"a link that there is not always", "    Type: AWS::EC2::SecurityGroupIngress\n    Properties:", "    Type: AWS::EC2::SecurityGroupIngress\n    Condition: HasAdmin\n    Properties:", "ports: the nodes do not reach each other"},
 		{"NFS for everybody", "CidrIp: !Ref ClientCidr", "CidrIp: 0.0.0.0/0", "ports: "},
 		{"a range", "ToPort: 2049", "ToPort: 2050", "ports: NodeGroup opens"},
 
