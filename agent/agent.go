@@ -281,6 +281,7 @@ func (a *Agent) run(ctx context.Context) (err error) {
 	front.Go(func() error { return control.Serve(frontCtx, ctl, a.handle) })
 	front.Go(func() error { return a.stand.runPermit(frontCtx) })
 	front.Go(func() error { return a.stand.runService(frontCtx) })
+	front.Go(func() error { return a.stand.runAWS(frontCtx) })
 	front.Go(func() error { return a.stand.hook.Run(frontCtx) })
 	front.Go(func() error { return a.runProbe(frontCtx) })
 	// The peers have connections of their own: theirs cannot use up the operator's.

@@ -16,13 +16,17 @@ import (
 	"tandem/agent/config"
 	"tandem/agent/control"
 	"tandem/failover"
+	"tandem/failover/awsclient"
 	"tandem/failover/fence"
 	"tandem/failover/onchange"
 	"tandem/failover/permit"
 	"tandem/failover/service"
+	"tandem/failover/service/eip"
 	"tandem/failover/service/kernelnbd"
 	"tandem/failover/service/mount"
 	"tandem/failover/service/nfs"
+	"tandem/failover/service/overlayroute"
+	"tandem/failover/service/privateip"
 	"tandem/failover/service/vip"
 	"tandem/nbd"
 )
@@ -48,6 +52,7 @@ type stand struct {
 	a      *Agent
 	runner *service.Runner
 	hook   *onchange.Hook
+	aws    *awsclient.Loader // for the steps, if any asks AWS
 
 	permitMu sync.Mutex
 	permit   permit.Permit // guarded by permitMu
@@ -113,11 +118,12 @@ func newStand(a *Agent) (*stand, error) {
 		return asked
 	}
 	cfg := a.cfg
+	s.aws = awsclient.New(awsclient.Options{Region: cfg.AWS.Region, Endpoint: cfg.AWS.Endpoint, Metadata: cfg.AWS.Metadata})
 	// A term that follows it at once is nobody else's in between: its clients' connections are good.
 	s.last = a.node.Vote.Hard().Served
 	var items []service.Item
 	for _, st := range cfg.Service {
-		made, err := step(&st, cfg, a)
+		made, err := step(&st, cfg, a, s.aws)
 		if err != nil {
 			return nil, fmt.Errorf("service step %s: %w", st.Name, err)
 		}
@@ -151,9 +157,18 @@ func newStand(a *Agent) (*stand, error) {
 }
 
 // step makes a step of its description in the config.
-func step(st *config.Step, cfg *config.Config, a *Agent) (service.Step, error) {
+func step(st *config.Step, cfg *config.Config, a *Agent, aws *awsclient.Loader) (service.Step, error) {
 	if v := st.VIP; v != nil {
 		return vip.New(v.Address, v.Interface, a.log), nil
+	}
+	if e := st.EIP; e != nil {
+		return eip.New(eip.Config{Allocation: e.Allocation, Loader: aws, Log: a.log}), nil
+	}
+	if p := st.PrivateIP; p != nil {
+		return privateip.New(privateip.Config{Address: p.Address, Interface: p.Interface, Loader: aws, Log: a.log}), nil
+	}
+	if o := st.OverlayRoute; o != nil {
+		return overlayroute.New(overlayroute.Config{CIDR: o.CIDR, Tables: o.Tables, Loader: aws, Log: a.log}), nil
 	}
 	if n := st.NBD; n != nil {
 		return kernelnbd.New(kernelnbd.Config{
@@ -581,6 +596,16 @@ func (s *stand) startTerm(ctx context.Context, o order) {
 			s.a.log.Warn("service", "err", err)
 		}
 	}
+}
+
+// runAWS has what the steps need to ask AWS at hand before they do.
+func (s *stand) runAWS(ctx context.Context) error {
+	if s.a.cfg.UsesAWS() {
+		s.aws.Keep(ctx, func(err error) {
+			s.a.log.Warn("AWS cannot be asked: the service's steps may not start here", "err", err)
+		})
+	}
+	return nil
 }
 
 // open is the runner's word that all steps have started.

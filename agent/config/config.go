@@ -40,6 +40,7 @@ type Config struct {
 	Resync   Resync
 	Failover Failover
 
+	AWS      AWS
 	OnChange []string // command that is told of changes; empty: none
 	Service  []Step   // in start order
 }

@@ -37,11 +37,14 @@ type Step struct {
 	Name    string
 	Timeout time.Duration // for each start, stop and check
 
-	Exec  *Exec
-	NBD   *KernelNBD
-	Mount *Mount
-	NFS   *NFS
-	VIP   *VIP
+	Exec         *Exec
+	NBD          *KernelNBD
+	Mount        *Mount
+	NFS          *NFS
+	VIP          *VIP
+	EIP          *EIP
+	PrivateIP    *PrivateIP
+	OverlayRoute *OverlayRoute
 }
 
 // Exec is a step of three commands.
@@ -64,6 +67,23 @@ type KernelNBD struct {
 type VIP struct {
 	Address   netip.Prefix // with the length of its network
 	Interface string
+}
+
+// EIP is a step that holds an Elastic IP of AWS's.
+type EIP struct {
+	Allocation string // eipalloc-…
+}
+
+// PrivateIP is a step that holds a secondary private address of AWS's.
+type PrivateIP struct {
+	Address   netip.Prefix // IPv4; of length 32 unless the config has another
+	Interface string
+}
+
+// OverlayRoute is a step that holds an address that routes of AWS's lead to.
+type OverlayRoute struct {
+	CIDR   netip.Prefix // IPv4, of length 32
+	Tables []string     // rtb-…
 }
 
 // ServicePorts returns the ports of all steps that clients are answered from, sorted, each once.
@@ -89,12 +109,23 @@ func (c *Config) AttachesNBD() bool {
 	return slices.ContainsFunc(c.Service, func(s Step) bool { return s.NBD != nil })
 }
 
-// ServiceAddresses returns the addresses of all steps, in their order.
+// UsesAWS says whether a step has to ask AWS.
+func (c *Config) UsesAWS() bool {
+	return slices.ContainsFunc(c.Service, func(s Step) bool { return s.EIP != nil || s.PrivateIP != nil || s.OverlayRoute != nil })
+}
+
+// ServiceAddresses returns the addresses of all steps that the host itself has, in their
+// order. An Elastic IP is none: EC2 translates it.
 func (c *Config) ServiceAddresses() []netip.Addr {
 	var all []netip.Addr
 	for _, s := range c.Service {
-		if s.VIP != nil {
+		switch {
+		case s.VIP != nil:
 			all = append(all, s.VIP.Address.Addr())
+		case s.PrivateIP != nil:
+			all = append(all, s.PrivateIP.Address.Addr())
+		case s.OverlayRoute != nil:
+			all = append(all, s.OverlayRoute.CIDR.Addr())
 		}
 	}
 	return all
@@ -115,8 +146,7 @@ func steps() map[string][]string {
 	}
 }
 
-// service reads the list of steps. Kinds of a later version are checked for shape, so
-// that a mistake in them is called a mistake, and then refused.
+// service reads the list of steps.
 func (d *decoder) service(f field, c *Config) {
 	if !f.present() {
 		return
@@ -172,14 +202,18 @@ func (d *decoder) service(f field, c *Config) {
 			s.NFS = d.nfs(values, c)
 		case kind == "vip" && ok:
 			s.VIP = d.vip(values, c)
-		case ok:
-			item.fail("the step %s is %w: exec, nbd, mount, nfs and vip are", kind, ErrNotInVersion)
+		case kind == "eip" && ok:
+			s.EIP = d.eip(values, c)
+		case kind == "private-ip" && ok:
+			s.PrivateIP = d.privateIP(values, c)
+		case kind == "overlay-route" && ok:
+			s.OverlayRoute = d.overlayRoute(values, c)
 		}
 		c.Service = append(c.Service, s)
 	}
 	v3 := func(s Step) bool { return s.NFS != nil && s.NFS.V3() }
 	if slices.ContainsFunc(c.Service, v3) && len(c.ServiceAddresses()) == 0 {
-		f.fail("version 3 of nfs needs a step vip: its clients are told by that address to reclaim their locks")
+		f.fail("version 3 of nfs needs a step vip, private-ip or overlay-route: its clients are told by that address to reclaim their locks")
 	}
 }
 
@@ -258,35 +292,47 @@ func (d *decoder) vip(m fields, c *Config) *VIP {
 	f := m.required("address")
 	if text, ok := f.text(); ok {
 		p, err := netip.ParsePrefix(text)
-		a := p.Addr()
 		switch {
 		case err != nil && netipParses(text):
 			f.fail("%s has no length of its network: write %s/24, or whatever the interface's own address has", text, text)
 		case err != nil:
 			f.fail("%q is not an address with the length of its network, such as 10.0.0.9/24", text)
-		case a.Is4In6(), a.IsUnspecified(), a.IsMulticast(), a.IsLoopback(), a.IsLinkLocalUnicast() && a.Is6():
-			f.fail("%s is not an address that clients could use", a)
-		case a == p.Masked().Addr() && p.Bits() < a.BitLen()-1:
-			f.fail("%s is the network itself, not an address in it", p)
-		case slices.Contains(c.ServiceAddresses(), a):
-			f.fail("%s is named twice", a)
-		case a == hostOf(c.Listen):
-			f.fail("%s is where this node listens for its peers: the service's address moves, that one must not", a)
-		case slices.ContainsFunc(c.Peers, func(p Peer) bool { return a == hostOf(p.Address) }):
-			f.fail("%s is the address of a peer: the service's address moves, that one must not", a)
-		default:
+		case f.movable(p, c):
 			v.Address = p
 		}
 	}
-	f = m.required("interface")
-	if text, ok := f.text(); ok {
-		if text == "" || len(text) > maxInterface || text == "." || text == ".." ||
-			strings.ContainsFunc(text, func(r rune) bool { return r <= ' ' || r >= 0x7f || r == '/' || r == ':' }) {
-			f.fail("%q is not the name of an interface, such as eth0", text)
-		}
-		v.Interface = text
-	}
+	m.required("interface").iface(&v.Interface)
 	return v
+}
+
+// movable says whether an address can be one of the service's, or reports why not.
+func (f field) movable(p netip.Prefix, c *Config) bool {
+	a := p.Addr()
+	switch {
+	case a.Is4In6(), a.IsUnspecified(), a.IsMulticast(), a.IsLoopback(), a.IsLinkLocalUnicast() && a.Is6():
+		f.fail("%s is not an address that clients could use", a)
+	case a == p.Masked().Addr() && p.Bits() < a.BitLen()-1:
+		f.fail("%s is the network itself, not an address in it", p)
+	case slices.Contains(c.ServiceAddresses(), a):
+		f.fail("%s is named twice", a)
+	case a == hostOf(c.Listen):
+		f.fail("%s is where this node listens for its peers: the service's address moves, that one must not", a)
+	case slices.ContainsFunc(c.Peers, func(p Peer) bool { return a == hostOf(p.Address) }):
+		f.fail("%s is the address of a peer: the service's address moves, that one must not", a)
+	default:
+		return true
+	}
+	return false
+}
+
+func (f field) iface(to *string) bool {
+	text, ok := f.text()
+	if ok && (text == "" || len(text) > maxInterface || text == "." || text == ".." ||
+		strings.ContainsFunc(text, func(r rune) bool { return r <= ' ' || r >= 0x7f || r == '/' || r == ':' })) {
+		f.fail("%q is not the name of an interface, such as eth0", text)
+		return false
+	}
+	return set(to, text, ok)
 }
 
 func netipParses(text string) bool {

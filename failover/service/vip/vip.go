@@ -52,9 +52,10 @@ var (
 
 // VIP is a service.Step. The Runner calls one method at a time, so it has no lock.
 type VIP struct {
-	address netip.Prefix
-	iface   string
-	log     *slog.Logger
+	address  netip.Prefix
+	iface    string
+	assigned bool // the network gives the address to one host at a time
+	log      *slog.Logger
 
 	told     int       // announcements by Check since the last Start
 	lastTold time.Time // of any announcement
@@ -73,12 +74,24 @@ func New(address netip.Prefix, iface string, log *slog.Logger) *VIP {
 	return &VIP{address: address, iface: iface, log: log}
 }
 
+// NewAssigned is New for an address that the network itself gives to one host at a time,
+// and has given to this one, as AWS does with an address in a VPC. Nobody is asked who
+// has it: there the network answers for all hosts. What configures the host by the
+// network's word may have added the address before, with a length of its own choice; then
+// it is there, and Stop leaves it to whoever has added it.
+func NewAssigned(address netip.Prefix, iface string, log *slog.Logger) *VIP {
+	v := New(address, iface, log)
+	v.assigned = true
+	return v
+}
+
 // Start adds the address and tells the network.
 func (v *VIP) Start(ctx context.Context, _ service.Term) error {
-	link, held, err := v.look()
+	link, found, err := v.look()
 	if err != nil {
 		return err
 	}
+	held := found.IsValid()
 	if link.Flags&net.FlagUp == 0 {
 		return fmt.Errorf("add %s: %s is down: ip link set %s up", v.address, v.iface, v.iface)
 	}
@@ -89,7 +102,7 @@ func (v *VIP) Start(ctx context.Context, _ service.Term) error {
 		}
 		defer s.close()
 		// What is held already was probed when it was added.
-		if !held {
+		if !held && !v.assigned {
 			if err := v.probe(ctx, s); err != nil {
 				return err
 			}
@@ -117,7 +130,7 @@ func (v *VIP) Start(ctx context.Context, _ service.Term) error {
 
 // Stop removes the address. An interface that is gone has taken it along.
 func (v *VIP) Stop(_ context.Context, _ service.Term) error {
-	link, held, err := v.look()
+	link, found, err := v.look()
 	switch {
 	case errors.Is(err, errNoInterface):
 		return nil
@@ -125,8 +138,8 @@ func (v *VIP) Stop(_ context.Context, _ service.Term) error {
 		return nil // not ours to take away
 	case err != nil:
 		return err
-	case !held:
-		return nil
+	case found != v.address:
+		return nil // it is not there, or another's
 	}
 	if err := removeAddress(link.Index, v.address); err != nil {
 		return fmt.Errorf("remove %s from %s: %w", v.address, v.iface, err)
@@ -136,11 +149,11 @@ func (v *VIP) Stop(_ context.Context, _ service.Term) error {
 
 // Check says whether the address is there, and announces it from time to time.
 func (v *VIP) Check(_ context.Context, _ service.Term) error {
-	link, held, err := v.look()
+	link, found, err := v.look()
 	switch {
 	case err != nil:
 		return err
-	case !held:
+	case !found.IsValid():
 		return fmt.Errorf("%w: %s is not on %s", ErrLost, v.address, v.iface)
 	case link.Flags&net.FlagUp == 0:
 		return fmt.Errorf("%w: %s is down", ErrLost, v.iface)
@@ -165,11 +178,11 @@ func (v *VIP) Check(_ context.Context, _ service.Term) error {
 
 var errNoInterface = errors.New("there is no such interface")
 
-// look finds the interface, and whether it has the address.
-func (v *VIP) look() (link *net.Interface, held bool, err error) {
+// look finds the interface, and the address on it; found is not valid if it is not there.
+func (v *VIP) look() (link *net.Interface, found netip.Prefix, err error) {
 	all, err := net.Interfaces()
 	if err != nil {
-		return nil, false, fmt.Errorf("list interfaces: %w", err)
+		return nil, found, fmt.Errorf("list interfaces: %w", err)
 	}
 	var names []string
 	for i := range all {
@@ -179,23 +192,23 @@ func (v *VIP) look() (link *net.Interface, held bool, err error) {
 		}
 	}
 	if link == nil {
-		return nil, false, fmt.Errorf("%w: %w: %s; there are %s", service.ErrHopeless, errNoInterface, v.iface, strings.Join(names, ", "))
+		return nil, found, fmt.Errorf("%w: %w: %s; there are %s", service.ErrHopeless, errNoInterface, v.iface, strings.Join(names, ", "))
 	}
 	for i := range all {
 		addrs, err := all[i].Addrs()
 		if err != nil {
-			return nil, false, fmt.Errorf("list the addresses of %s: %w", all[i].Name, err)
+			return nil, found, fmt.Errorf("list the addresses of %s: %w", all[i].Name, err)
 		}
 		at := slices.IndexFunc(addrs, func(a net.Addr) bool { return asPrefix(a).Addr() == v.address.Addr() })
 		switch {
 		case at < 0:
-		case i == slices.IndexFunc(all, func(l net.Interface) bool { return l.Name == v.iface }) && asPrefix(addrs[at]) == v.address:
-			held = true
+		case &all[i] == link && (v.assigned || asPrefix(addrs[at]) == v.address):
+			found = asPrefix(addrs[at])
 		default:
-			return nil, false, fmt.Errorf("%w: %w: %s on %s: remove it there", service.ErrHopeless, ErrElsewhere, addrs[at], all[i].Name)
+			return nil, found, fmt.Errorf("%w: %w: %s on %s: remove it there", service.ErrHopeless, ErrElsewhere, addrs[at], all[i].Name)
 		}
 	}
-	return link, held, nil
+	return link, found, nil
 }
 
 func asPrefix(a net.Addr) netip.Prefix {

@@ -1,0 +1,146 @@
+package config
+
+import (
+	"net/netip"
+	"net/url"
+	"slices"
+	"strings"
+)
+
+// maxTables is how many route tables of a step are possible. AWS's default quota is 200
+// in a VPC; each is a request in every failover.
+const maxTables = 32
+
+// AWS is how AWS is reached; every value may be empty.
+type AWS struct {
+	Region   string // empty: AWS_REGION, the shared config, or the instance's own
+	Endpoint string // URL of the service; empty: AWS's own for the region
+	Metadata string // URL of the instance metadata; empty: 169.254.169.254
+}
+
+func (d *decoder) aws(f field, c *Config) {
+	if !f.present() {
+		return
+	}
+	m, ok := f.fields("region", "endpoint", "metadata")
+	if !ok {
+		return
+	}
+	if f := m.optional("region"); f.present() {
+		if text, ok := f.text(); ok {
+			if strings.ContainsFunc(text, func(r rune) bool { return !lowerOrDigit(r) && r != '-' }) {
+				f.fail("%q is not a region, such as eu-central-1", text)
+			}
+			c.AWS.Region = text
+		}
+	}
+	m.optional("endpoint").serviceURL(&c.AWS.Endpoint, "https://ec2.eu-central-1.amazonaws.com")
+	m.optional("metadata").serviceURL(&c.AWS.Metadata, "http://[fd00:ec2::254]")
+}
+
+// serviceURL reads a URL of a host, or nothing.
+func (f field) serviceURL(to *string, example string) bool {
+	if !f.present() {
+		return false
+	}
+	text, ok := f.text()
+	if !ok || text == "" {
+		return set(to, "", ok)
+	}
+	u, err := url.Parse(text)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
+		f.fail("%q is not the URL of a service, such as %s", text, example)
+		return false
+	}
+	return set(to, text, true)
+}
+
+func (d *decoder) eip(m fields, c *Config) *EIP {
+	e := new(EIP)
+	if f := m.required("allocation"); f.awsID(&e.Allocation, "eipalloc-", "the allocation of an Elastic IP") &&
+		slices.ContainsFunc(c.Service, func(s Step) bool { return s.EIP != nil && s.EIP.Allocation == e.Allocation }) {
+		f.fail("%s is named twice", e.Allocation)
+	} else if slices.ContainsFunc(c.Service, func(s Step) bool { return s.EIP != nil }) {
+		// The primary address, which it is associated with, has one at most.
+		f.fail("is a second Elastic IP: this node's address can have one")
+	}
+	return e
+}
+
+func (d *decoder) privateIP(m fields, c *Config) *PrivateIP {
+	p := new(PrivateIP)
+	f := m.required("address")
+	if text, ok := f.text(); ok {
+		address, err := hostPrefix(text)
+		switch {
+		case err != nil || !address.Addr().Is4():
+			f.fail("%q is not an IPv4 address of the subnet, such as 10.0.0.9", text)
+		case f.movable(address, c):
+			p.Address = address
+		}
+	}
+	m.required("interface").iface(&p.Interface)
+	return p
+}
+
+func (d *decoder) overlayRoute(m fields, c *Config) *OverlayRoute {
+	o := new(OverlayRoute)
+	f := m.required("cidr")
+	if text, ok := f.text(); ok {
+		address, err := hostPrefix(text)
+		switch {
+		case err != nil || !address.Addr().Is4():
+			f.fail("%q is not an IPv4 address outside of the VPC, such as 10.99.0.1/32", text)
+		case address.Bits() != 32:
+			f.fail("%s is more than one address: the service has one, write %s/32", text, address.Addr())
+		case f.movable(address, c):
+			o.CIDR = address
+		}
+	}
+	f = m.required("tables")
+	items, ok := f.items()
+	switch {
+	case !ok:
+		return o
+	case len(items) == 0:
+		f.fail("is empty: name every route table of those who use the address, such as [rtb-0123456789abcdef0]")
+	case len(items) > maxTables:
+		f.fail("%d route tables: at most %d are possible", len(items), maxTables)
+	}
+	for _, item := range items {
+		var id string
+		if !item.awsID(&id, "rtb-", "a route table") {
+			continue
+		}
+		if slices.Contains(o.Tables, id) {
+			item.fail("%s is named twice", id)
+		}
+		o.Tables = append(o.Tables, id)
+	}
+	return o
+}
+
+// hostPrefix is an address with or without a length; without it is 32.
+func hostPrefix(text string) (netip.Prefix, error) {
+	if a, err := netip.ParseAddr(text); err == nil && a.Zone() == "" {
+		return netip.PrefixFrom(a, a.BitLen()), nil
+	}
+	return netip.ParsePrefix(text)
+}
+
+// awsID reads an id of AWS's: a kind and 8 or 17 digits, as AWS has given them out; their
+// number is not checked, since nothing promises it.
+func (f field) awsID(to *string, prefix, what string) bool {
+	text, ok := f.text()
+	if !ok {
+		return false
+	}
+	digits, found := strings.CutPrefix(text, prefix)
+	if !found || digits == "" || len(digits) > 64 || strings.ContainsFunc(digits, func(r rune) bool { return !lowerOrDigit(r) }) {
+		f.fail("%q is not %s, such as %s0123456789abcdef0", text, what, prefix)
+		return false
+	}
+	return set(to, text, true)
+}
+
+func lowerOrDigit(r rune) bool { return r >= 'a' && r <= 'z' || r >= '0' && r <= '9' }
