@@ -251,15 +251,15 @@ func badConfigs() []badConfig {
 		{"insecure: true", "insecure: true\n  ca: ca.pem", "13: tls.ca: has no meaning beside insecure: true"},
 
 		// the witness
-		{"file:w", "w", `13: witness: "w" has no scheme: write file:PATH or etcd://HOST:PORT,HOST:PORT/KEY`},
+		{"file:w", "w", `13: witness: "w" has no scheme: write file:PATH, etcd://HOST:PORT,HOST:PORT/KEY, s3://BUCKET/KEY or dynamodb://TABLE/KEY`},
 		{"file:w", "{file: w}", `13: witness: is a list, a single value is expected`},
-		{"file:w", "redis://h", `13: witness: unknown scheme "redis": write file:PATH or etcd://HOST:PORT,HOST:PORT/KEY`},
+		{"file:w", "redis://h", `13: witness: unknown scheme "redis": write file:PATH, etcd://HOST:PORT,HOST:PORT/KEY, s3://BUCKET/KEY or dynamodb://TABLE/KEY`},
 		{"file:w", "etcd://h/key", `13: witness: "etcd://h/key": "h" is not HOST:PORT`},
 		{"file:w", "etcd://h:1/key?user=x", `13: witness: "etcd://h:1/key?user=x": unknown parameter "user": etcd has ca, cert, key and tls`},
 		{"tls:\n  insecure: true", "tls: {ca: c, cert: c, key: k}\npeers: [{node: b, address: 10.0.0.2:1}]", "12: peers: doubled: it is also on line 4"},
 
 		// later versions: the shape first, then a refusal
-		{"file:w", "s3://bucket/key", "13: witness: s3: witnesses are not in this version: write file:PATH or etcd://HOST:PORT,HOST:PORT/KEY"},
+		{"file:w", "s3://bucket", `13: witness: "s3://bucket": write s3://BUCKET/KEY`},
 		{"volume:", "volume:\n  protocol: A", "6: volume.protocol: A is not in this version: write C"},
 		{"volume:", "volume:\n  protocol: c", `6: volume.protocol: "c" is not one of C, A, B`},
 		{"", "link: {compression: zstd}", "14: link.compression: zstd is not in this version: write auto or none"},
