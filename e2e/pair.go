@@ -109,7 +109,7 @@ func pairScenario(id, name string, limit time.Duration, o pairOptions, steps fun
 	}}
 }
 
-// quietly says that a scenario's times are short ones.
+// quietly says that a scenario's times are short ones, or its load as much as it bears.
 func quietly(s Scenario) Scenario {
 	s.quiet = true
 	return s

@@ -20,7 +20,7 @@ type Scenario struct {
 	Name  string
 	Limit time.Duration // a scenario that takes longer has failed
 	pair  *pairOptions  // of the pair that begin uses; nil: it uses none
-	quiet bool          // it judges times of a second or two, which another lab would add to
+	quiet bool          // another lab beside it would add to the times that it judges, or to a load that is all it bears
 	begin func(*Run) []step
 }
 

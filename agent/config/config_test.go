@@ -165,9 +165,9 @@ func badConfigs() []badConfig {
 		// keys
 		{"node: a", "nodes: a", `2: nodes: unknown key, did you mean "node"?`},
 		{"  size: 1GiB", "  sise: 1GiB", `7: volume.sise: unknown key, did you mean "size"?`},
-		{"", "verbose: true", "14: verbose: unknown key: known here are cluster, node, listen, peers, volume, nbd, control, http, tls, witness, link, resync, failover, on_change, service"},
-		{"", "<<: {http: x}", "14: <<: unknown key: known here are cluster, node, listen, peers, volume, nbd, control, http, tls, witness, link, resync, failover, on_change, service"},
-		{"", strings.Repeat("n", 100) + ": 1", "14: " + strings.Repeat("n", 100) + ": unknown key: known here are cluster, node, listen, peers, volume, nbd, control, http, tls, witness, link, resync, failover, on_change, service"},
+		{"", "verbose: true", "14: verbose: unknown key: known here are cluster, node, listen, peers, volume, nbd, control, http, tls, witness, link, resync, failover, aws, on_change, service"},
+		{"", "<<: {http: x}", "14: <<: unknown key: known here are cluster, node, listen, peers, volume, nbd, control, http, tls, witness, link, resync, failover, aws, on_change, service"},
+		{"", strings.Repeat("n", 100) + ": 1", "14: " + strings.Repeat("n", 100) + ": unknown key: known here are cluster, node, listen, peers, volume, nbd, control, http, tls, witness, link, resync, failover, aws, on_change, service"},
 		{"", "failover: {leese: 3s}", `14: failover.leese: unknown key, did you mean "lease"?`},
 		{"", "node: b", "14: node: doubled: it is also on line 2"},
 		{"  size: 1GiB", "  size: 1GiB\n  size: 2GiB", "8: volume.size: doubled: it is also on line 7"},
@@ -251,15 +251,15 @@ func badConfigs() []badConfig {
 		{"insecure: true", "insecure: true\n  ca: ca.pem", "13: tls.ca: has no meaning beside insecure: true"},
 
 		// the witness
-		{"file:w", "w", `13: witness: "w" has no scheme: write file:PATH or etcd://HOST:PORT,HOST:PORT/KEY`},
+		{"file:w", "w", `13: witness: "w" has no scheme: write file:PATH, etcd://HOST:PORT,HOST:PORT/KEY, s3://BUCKET/KEY or dynamodb://TABLE/KEY`},
 		{"file:w", "{file: w}", `13: witness: is a list, a single value is expected`},
-		{"file:w", "redis://h", `13: witness: unknown scheme "redis": write file:PATH or etcd://HOST:PORT,HOST:PORT/KEY`},
+		{"file:w", "redis://h", `13: witness: unknown scheme "redis": write file:PATH, etcd://HOST:PORT,HOST:PORT/KEY, s3://BUCKET/KEY or dynamodb://TABLE/KEY`},
 		{"file:w", "etcd://h/key", `13: witness: "etcd://h/key": "h" is not HOST:PORT`},
 		{"file:w", "etcd://h:1/key?user=x", `13: witness: "etcd://h:1/key?user=x": unknown parameter "user": etcd has ca, cert, key and tls`},
 		{"tls:\n  insecure: true", "tls: {ca: c, cert: c, key: k}\npeers: [{node: b, address: 10.0.0.2:1}]", "12: peers: doubled: it is also on line 4"},
 
 		// later versions: the shape first, then a refusal
-		{"file:w", "s3://bucket/key", "13: witness: s3: witnesses are not in this version: write file:PATH or etcd://HOST:PORT,HOST:PORT/KEY"},
+		{"file:w", "s3://bucket", `13: witness: "s3://bucket": write s3://BUCKET/KEY`},
 		{"volume:", "volume:\n  protocol: A", "6: volume.protocol: A is not in this version: write C"},
 		{"volume:", "volume:\n  protocol: c", `6: volume.protocol: "c" is not one of C, A, B`},
 		{"", "link: {compression: zstd}", "14: link.compression: zstd is not in this version: write auto or none"},
@@ -271,8 +271,6 @@ func badConfigs() []badConfig {
 		{"", "on_change: [\"a\\0\"]", "14: on_change[0]: has a zero byte"},
 		{"", "on_change: [a" + strings.Repeat(", b", 256) + "]", "14: on_change: 257 words: at most 256 are possible"},
 		{"", "on_change: [a, " + strings.Repeat("b", 8193) + "]", "14: on_change[1]: has 8193 bytes: at most 8192 are possible"},
-		{"", "service: [{eip: {allocation: a}}]", "14: service[0]: the step eip is not in this version: exec, nbd, mount, nfs and vip are"},
-		{"", "service:\n- {exec: {start: [a]}}\n- {private-ip: {address: 10.0.0.9}, timeout: 10s}", "16: service[1]: the step private-ip is not in this version: exec, nbd, mount, nfs and vip are"},
 		{"", "service: [{mont: {}}]", `14: service[0].mont: unknown key, did you mean "mount"?`},
 		{"", "service: [{mount: {devise: x}}]", `14: service[0].mount.devise: unknown key, did you mean "device"?`},
 		{"", "service: [{mount: {}, exec: {}}]", "14: service[0].mount: is a second step beside exec: each step is an item of its own"},
@@ -319,6 +317,45 @@ func badConfigs() []badConfig {
 		{"", "service: [{vip: {address: 10.0.0.9/24, interface: eth0}}, {vip: {address: 10.0.0.9/32, interface: eth1}}]", "14: service[1].vip.address: 10.0.0.9 is named twice"},
 		{"", "service: [{vip: {address: 10.0.0.9/24, interface: an-interface-name}}]", `14: service[0].vip.interface: "an-interface-name" is not the name of an interface, such as eth0`},
 		{"", "service: [{vip: {address: 10.0.0.9/24, interface: a/b}}]", `14: service[0].vip.interface: "a/b" is not the name of an interface, such as eth0`},
+		{"", "service: [{eip: {}}]", "14: service[0].eip.allocation: missing: this key is required"},
+		{"", "service: [{eip: {allocation: 203.0.113.7}}]", `14: service[0].eip.allocation: "203.0.113.7" is not the allocation of an Elastic IP, such as eipalloc-0123456789abcdef0`},
+		{"", "service: [{eip: {allocation: eipalloc-}}]", `14: service[0].eip.allocation: "eipalloc-" is not the allocation of an Elastic IP, such as eipalloc-0123456789abcdef0`},
+		{"", "service: [{eip: {allocation: eipalloc-A1}}]", `14: service[0].eip.allocation: "eipalloc-A1" is not the allocation of an Elastic IP, such as eipalloc-0123456789abcdef0`},
+		{"", "service: [{eip: {allocation: eipassoc-01}}]", `14: service[0].eip.allocation: "eipassoc-01" is not the allocation of an Elastic IP, such as eipalloc-0123456789abcdef0`},
+		{"", "service: [{eip: {alocation: eipalloc-01}}]", `14: service[0].eip.alocation: unknown key, did you mean "allocation"?`},
+		{"", "service: [{eip: {allocation: [eipalloc-01]}}]", "14: service[0].eip.allocation: is a list, a single value is expected"},
+		{"", "service: [{eip: {allocation: eipalloc-01}}, {eip: {allocation: eipalloc-01}}]", "14: service[1].eip.allocation: eipalloc-01 is named twice"},
+		{"", "service: [{eip: {allocation: eipalloc-01}}, {eip: {allocation: eipalloc-02}}]", "14: service[1].eip.allocation: is a second Elastic IP: this node's address can have one"},
+		{"", "service: [{private-ip: {interface: eth0}}]", "14: service[0].private-ip.address: missing: this key is required"},
+		{"", "service: [{private-ip: {address: 10.0.0.9}}]", "14: service[0].private-ip.interface: missing: this key is required"},
+		{"", "service: [{private-ip: {address: 10.0.0, interface: eth0}}]", `14: service[0].private-ip.address: "10.0.0" is not an IPv4 address of the subnet, such as 10.0.0.9`},
+		{"", "service: [{private-ip: {address: 'fd00::9', interface: eth0}}]", `14: service[0].private-ip.address: "fd00::9" is not an IPv4 address of the subnet, such as 10.0.0.9`},
+		{"", "service: [{private-ip: {address: 10.0.0.0/20, interface: eth0}}]", "14: service[0].private-ip.address: 10.0.0.0/20 is the network itself, not an address in it"},
+		{"", "service: [{private-ip: {address: 0.0.0.0, interface: eth0}}]", "14: service[0].private-ip.address: 0.0.0.0 is not an address that clients could use"},
+		{"", "service: [{private-ip: {address: 127.0.0.1, interface: eth0}}]", "14: service[0].private-ip.address: 127.0.0.1 is not an address that clients could use"},
+		{"", "service: [{private-ip: {address: 10.0.0.9, interface: a/b}}]", `14: service[0].private-ip.interface: "a/b" is not the name of an interface, such as eth0`},
+		{"", "service: [{vip: {address: 10.0.0.9/24, interface: eth0}}, {private-ip: {address: 10.0.0.9, interface: eth0}}]", "14: service[1].private-ip.address: 10.0.0.9 is named twice"},
+		{"", "service: [{overlay-route: {tables: [rtb-01]}}]", "14: service[0].overlay-route.cidr: missing: this key is required"},
+		{"", "service: [{overlay-route: {cidr: 10.99.0.1/32}}]", "14: service[0].overlay-route.tables: missing: this key is required"},
+		{"", "service: [{overlay-route: {cidr: 10.99.0.0/24, tables: [rtb-01]}}]", "14: service[0].overlay-route.cidr: 10.99.0.0/24 is more than one address: the service has one, write 10.99.0.0/32"},
+		{"", "service: [{overlay-route: {cidr: 10.99.0.1/33, tables: [rtb-01]}}]", `14: service[0].overlay-route.cidr: "10.99.0.1/33" is not an IPv4 address outside of the VPC, such as 10.99.0.1/32`},
+		{"", "service: [{overlay-route: {cidr: 'fd00::1/128', tables: [rtb-01]}}]", `14: service[0].overlay-route.cidr: "fd00::1/128" is not an IPv4 address outside of the VPC, such as 10.99.0.1/32`},
+		{"", "service: [{overlay-route: {cidr: 10.99.0.1/32, tables: []}}]", "14: service[0].overlay-route.tables: is empty: name every route table of those who use the address, such as [rtb-0123456789abcdef0]"},
+		{"", "service: [{overlay-route: {cidr: 10.99.0.1/32, tables: rtb-01}}]", "14: service[0].overlay-route.tables: is not a list: write [] for an empty one"},
+		{"", "service: [{overlay-route: {cidr: 10.99.0.1/32, tables: [rtb-01, main]}}]", `14: service[0].overlay-route.tables[1]: "main" is not a route table, such as rtb-0123456789abcdef0`},
+		{"", "service: [{overlay-route: {cidr: 10.99.0.1/32, tables: [rtb-01, rtb-01]}}]", "14: service[0].overlay-route.tables[1]: rtb-01 is named twice"},
+		{"", "service: [{overlay-route: {cidr: 10.99.0.1/32, tables: [rtb-01" + strings.Repeat(", rtb-01", 32) + "]}}]", "14: service[0].overlay-route.tables: 33 route tables: at most 32 are possible"},
+		{"", "service: [{private-ip: {address: 10.0.0.9, interface: eth0}}, {overlay-route: {cidr: 10.0.0.9/32, tables: [rtb-01]}}]", "14: service[1].overlay-route.cidr: 10.0.0.9 is named twice"},
+
+		// AWS
+		{"", "aws: eu-central-1", "14: aws: is not a list of keys and values: write {region: …}"},
+		{"", "aws: {zone: a}", "14: aws.zone: unknown key: known here are region, endpoint, metadata"},
+		{"", "aws: {region: Frankfurt}", `14: aws.region: "Frankfurt" is not a region, such as eu-central-1`},
+		{"", "aws: {region: }", "14: aws.region: has no value"},
+		{"", "aws: {endpoint: ec2.eu-central-1.amazonaws.com}", `14: aws.endpoint: "ec2.eu-central-1.amazonaws.com" is not the URL of a service, such as https://ec2.eu-central-1.amazonaws.com`},
+		{"", "aws: {endpoint: 'https://'}", `14: aws.endpoint: "https://" is not the URL of a service, such as https://ec2.eu-central-1.amazonaws.com`},
+		{"", "aws: {endpoint: 'https://u:p@h'}", `14: aws.endpoint: "https://u:p@h" is not the URL of a service, such as https://ec2.eu-central-1.amazonaws.com`},
+		{"", "aws: {metadata: 169.254.169.254}", `14: aws.metadata: "169.254.169.254" is not the URL of a service, such as http://[fd00:ec2::254]`},
 		{"", "service: [{vip: {address: 10.0.0.9/24, interface: ''}}]", `14: service[0].vip.interface: "" is not the name of an interface, such as eth0`},
 		{"", "service: [mount]", "14: service[0]: is not a list of keys and values: write {timeout: …}"},
 		{"", "service: mount", "14: service: is not a list: write [] for an empty one"},
@@ -391,6 +428,55 @@ service:
 	if !slices.Equal(c.OnChange, []string{"/d/bin/mail", "", "-v"}) || c.Failover.SelfFence != "reboot" {
 		t.Errorf("%q %q", c.OnChange, c.Failover.SelfFence)
 	}
+}
+
+func TestAWS(t *testing.T) {
+	c, err := parse("x", []byte(minimal+`
+aws: {region: eu-central-1, endpoint: 'http://127.0.0.1:5000', metadata: ''}
+service:
+- eip: {allocation: eipalloc-0123456789abcdef0}
+- private-ip: {address: 10.0.0.9, interface: ens5}
+- private-ip: {address: 10.0.0.10/20, interface: ens5}
+  timeout: 20s
+- overlay-route: {cidr: 10.99.0.1, tables: [rtb-0a, rtb-0b]}
+`), "/d", noBlock)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []Step{
+		{Name: "eip", Timeout: 10 * time.Second, EIP: &EIP{"eipalloc-0123456789abcdef0"}},
+		{Name: "private-ip", Timeout: 10 * time.Second, PrivateIP: &PrivateIP{netip.MustParsePrefix("10.0.0.9/32"), "ens5"}},
+		{Name: "private-ip#2", Timeout: 20 * time.Second, PrivateIP: &PrivateIP{netip.MustParsePrefix("10.0.0.10/20"), "ens5"}},
+		{Name: "overlay-route", Timeout: 10 * time.Second, OverlayRoute: &OverlayRoute{netip.MustParsePrefix("10.99.0.1/32"), []string{"rtb-0a", "rtb-0b"}}},
+	}
+	if !reflect.DeepEqual(c.Service, want) {
+		t.Errorf("%+v", c.Service)
+	}
+	if c.AWS != (AWS{Region: "eu-central-1", Endpoint: "http://127.0.0.1:5000"}) || !c.UsesAWS() {
+		t.Errorf("%+v", c.AWS)
+	}
+	if got := texts(c.ServiceAddresses()); !slices.Equal(got, []string{"10.0.0.9", "10.0.0.10", "10.99.0.1"}) {
+		t.Errorf("addresses %v", got)
+	}
+	// The clients of version 3 of NFS are told by any of these; an Elastic IP is not the host's.
+	for step, hasAddress := range map[string]bool{
+		"private-ip: {address: 10.0.0.9, interface: ens5}":      true,
+		"overlay-route: {cidr: 10.99.0.1/32, tables: [rtb-0a]}": true,
+		"eip: {allocation: eipalloc-0123456789abcdef0}":         false,
+	} {
+		_, err := parse("x", []byte(minimal+"service:\n- nbd: {device: /dev/nbd0}\n- mount: {device: /dev/nbd0, path: /srv/nfs}\n"+
+			"- nfs: {path: /srv/nfs, clients: a, versions: [3, 4.2]}\n- "+step+"\n"), "/d", noBlock)
+		if (err == nil) != hasAddress {
+			t.Errorf("%s: %v", step, err)
+		}
+	}
+}
+
+func texts(all []netip.Addr) (texts []string) {
+	for _, a := range all {
+		texts = append(texts, a.String())
+	}
+	return texts
 }
 
 // An address that moves with the service cannot be where the nodes find each other.

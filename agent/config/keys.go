@@ -13,7 +13,7 @@ import (
 	"gopkg.in/yaml.v3"
 
 	"tandem/failover/record"
-	"tandem/failover/witness"
+	"tandem/failover/witness/location"
 )
 
 const (
@@ -172,7 +172,7 @@ func (d *decoder) witness(f field, c *Config) {
 	if !ok {
 		return
 	}
-	loc, err := witness.Parse(text)
+	loc, err := location.Parse(text)
 	if err != nil {
 		f.fail("%w", err)
 		return

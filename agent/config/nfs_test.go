@@ -110,7 +110,7 @@ func badSteps() []badStep {
 		{mount + "}", "- nfs: {path: /srv/nfs, clients: a, options: 'rw)'}", `16: service[1].nfs.options: "rw)" is not a list of options with commas and without blanks`},
 		{mount + "}", "- nfs: {path: /srv/nfs, clients: a, fsid: root}", `16: service[1].nfs.fsid: "root" is not a number from 0 to 2147483647`},
 		{mount + "}", "- nfs: {path: /srv/nfs, clients: a, fsid: -1}", `16: service[1].nfs.fsid: "-1" is not a number from 0 to 2147483647`},
-		{mount + "}", "- nfs: {path: /srv/nfs, clients: a, versions: [3, 4.2]}", "14: service: version 3 of nfs needs a step vip: its clients are told by that address to reclaim their locks"},
+		{mount + "}", "- nfs: {path: /srv/nfs, clients: a, versions: [3, 4.2]}", "14: service: version 3 of nfs needs a step vip, private-ip or overlay-route: its clients are told by that address to reclaim their locks"},
 		{mount + "}", "- nfs: {path: /srv/nfs, clients: a, versions: [4]}", `16: service[1].nfs.versions[0]: "4" is not one of 3, 4.0, 4.1, 4.2`},
 		{mount + "}", "- nfs: {path: /srv/nfs, clients: a, versions: [4.2, 4.2]}", "16: service[1].nfs.versions[1]: 4.2 is named twice"},
 		{mount + "}", "- nfs: {path: /srv/nfs, clients: a, versions: []}", "16: service[1].nfs.versions: is empty: leave it out for 4.1 and 4.2"},

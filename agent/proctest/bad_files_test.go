@@ -66,7 +66,7 @@ func TestBadConfig(t *testing.T) {
 		{"size", "size: 67108864B", "size: 1000B", "6", "volume.size", "not a multiple of 4096"},
 		{"socket", n.socket, "/" + strings.Repeat("x", 120), "7", "nbd.socket", ""},
 		{"insecure", "listen: 127.0.0.1", "listen: 10.0.0.1", "10", "tls", ""},
-		{"witness", "witness: file:./witness", "witness: s3://bucket/key", "11", "witness", "not in this version"},
+		{"witness", "witness: file:./witness", "witness: s3://bucket", "11", "witness", "write s3://BUCKET/KEY"},
 		{"protocol", "volume: {", "volume: {protocol: A, ", "6", "volume.protocol", "not in this version"},
 		{"yaml", "peers:\n", "peers:\n\t", "", "", "not YAML"},
 		{"empty", good, "", "", "", "the file is empty"},

@@ -13,7 +13,6 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"sync"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -22,6 +21,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/credentials/ec2rolecreds"
 	"github.com/aws/aws-sdk-go-v2/feature/ec2/imds"
+	"github.com/aws/smithy-go/logging"
 )
 
 const (
@@ -56,12 +56,33 @@ type Options struct {
 type Loader struct {
 	options Options
 
-	mu  sync.Mutex
-	cfg *aws.Config // nil: not loaded yet; guarded by mu
+	// turn is full while somebody loads, or looks: unlike a mutex it can be waited for
+	// until a deadline.
+	turn     chan struct{}
+	cfg      *aws.Config // nil: not loaded yet; guarded by turn
+	metadata *http.Client
 }
 
 // New returns the Loader for o. It asks nobody yet.
-func New(o Options) *Loader { return &Loader{options: o} }
+func New(o Options) *Loader {
+	return &Loader{options: o, turn: make(chan struct{}, 1), metadata: HTTPClient()}
+}
+
+// Close ends the connections that wait for a next request. The Loader can be used after it.
+func (l *Loader) Close() {
+	l.turn <- struct{}{}
+	defer func() { <-l.turn }()
+	l.metadata.CloseIdleConnections()
+	if l.cfg == nil {
+		return
+	}
+	if c, ok := l.cfg.HTTPClient.(*http.Client); ok {
+		c.CloseIdleConnections()
+	}
+}
+
+// Metadata is a client of the instance metadata, see the function of that name.
+func (l *Loader) Metadata() *imds.Client { return metadata(l.options.Metadata, l.metadata) }
 
 // Options returns what New was given.
 func (l *Loader) Options() Options { return l.options }
@@ -74,8 +95,12 @@ var ErrNoRegion = errors.New("the AWS region is not known: give it as region=, s
 // standard mode, which waits for nothing but its own short pauses; its quota of repeats
 // belongs to this Loader alone.
 func (l *Loader) Config(ctx context.Context) (aws.Config, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
+	select {
+	case l.turn <- struct{}{}:
+		defer func() { <-l.turn }()
+	case <-ctx.Done():
+		return aws.Config{}, fmt.Errorf("load the AWS configuration: %w", context.Cause(ctx))
+	}
 	if l.cfg != nil {
 		return l.cfg.Copy(), nil
 	}
@@ -88,10 +113,10 @@ func (l *Loader) Config(ctx context.Context) (aws.Config, error) {
 }
 
 func (l *Loader) load(ctx context.Context) (aws.Config, error) {
-	client := HTTPClient()
-	metadata := Metadata(l.options.Metadata)
+	metadata := l.Metadata()
 	options := []func(*config.LoadOptions) error{
-		config.WithHTTPClient(client),
+		config.WithHTTPClient(buildable()),
+		config.WithLogger(logging.Nop{}), // what matters is in the errors
 		config.WithRetryer(func() aws.Retryer { return Retryer(attempts) }),
 		config.WithEC2RoleCredentialOptions(func(o *ec2rolecreds.Options) { o.Client = metadata }),
 		config.WithCredentialsCacheOptions(func(o *aws.CredentialsCacheOptions) { o.ExpiryWindow = expiryWindow }),
@@ -105,6 +130,10 @@ func (l *Loader) load(ctx context.Context) (aws.Config, error) {
 	cfg, err := config.LoadDefaultConfig(ctx, options...)
 	if err != nil {
 		return aws.Config{}, fmt.Errorf("load the AWS configuration: %w", err)
+	}
+	// From here on it stays as it is (the SDK has added what AWS_CA_BUNDLE names).
+	if b, ok := cfg.HTTPClient.(*awshttp.BuildableClient); ok {
+		cfg.HTTPClient = b.Freeze()
 	}
 	if cfg.Region == "" {
 		out, err := metadata.GetRegion(ctx, &imds.GetRegionInput{})
@@ -145,7 +174,12 @@ func (l *Loader) fetch(ctx context.Context) error {
 }
 
 // HTTPClient is the client of a failover: each request made with it is one attempt.
-func HTTPClient() *awshttp.BuildableClient {
+func HTTPClient() *http.Client {
+	b := buildable()
+	return &http.Client{Transport: b.GetTransport(), Timeout: b.GetTimeout(), CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+}
+
+func buildable() *awshttp.BuildableClient {
 	return awshttp.NewBuildableClient().
 		WithTimeout(attemptLimit).
 		WithDialerOptions(func(d *net.Dialer) { d.Timeout = dialLimit }).
@@ -159,8 +193,10 @@ func HTTPClient() *awshttp.BuildableClient {
 
 // Metadata is a client of the instance metadata, by IMDSv2 alone: there is no way back to
 // requests without a token.
-func Metadata(endpoint string) *imds.Client {
-	return imds.New(imds.Options{Endpoint: endpoint, EnableFallback: aws.FalseTernary, HTTPClient: HTTPClient()})
+func Metadata(endpoint string) *imds.Client { return metadata(endpoint, HTTPClient()) }
+
+func metadata(endpoint string, client *http.Client) *imds.Client {
+	return imds.New(imds.Options{Logger: logging.Nop{}, Endpoint: endpoint, EnableFallback: aws.FalseTernary, HTTPClient: client})
 }
 
 // Retryer repeats what AWS calls transient or throttled, at most so many attempts in all.

@@ -35,7 +35,4 @@ var (
 	// ErrIgnoresConditions means that a store did what it was told to do only
 	// under a condition that does not hold. On it two nodes would be primary.
 	ErrIgnoresConditions = errors.New("it ignores conditions, so two nodes could be primary on it: use another witness")
-
-	// ErrNotInVersion is a witness that the contract names and this release lacks.
-	ErrNotInVersion = errors.New("not in this version")
 )

@@ -9,12 +9,20 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/dynamodb"
+	dynamodbtypes "github.com/aws/aws-sdk-go-v2/service/dynamodb/types"
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/johannesboyne/gofakes3"
+	"github.com/johannesboyne/gofakes3/backend/s3mem"
 )
 
 const (
@@ -40,6 +48,12 @@ func Environ(t testing.TB) {
 		"AWS_EC2_METADATA_DISABLED": "true",
 	} {
 		t.Setenv(k, v)
+		if v == "" {
+			// Set and empty is a profile without a name to some; Setenv above puts it back.
+			if err := os.Unsetenv(k); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
 }
 
@@ -72,6 +86,56 @@ func StartMoto(t testing.TB) *Moto {
 		return exec.Command(program, "-H", "127.0.0.1", "-p", port)
 	})
 	return &Moto{URL: url}
+}
+
+// CreateBucket makes a bucket of S3's.
+func (m *Moto) CreateBucket(t testing.TB, name string) {
+	t.Helper()
+	api := s3.NewFromConfig(m.Config(t), func(o *s3.Options) { o.UsePathStyle = true })
+	if _, err := api.CreateBucket(t.Context(), &s3.CreateBucketInput{Bucket: &name}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// CreateTable makes a table of DynamoDB's with a partition key that is a string.
+func (m *Moto) CreateTable(t testing.TB, name, key string) {
+	t.Helper()
+	if _, err := dynamodb.NewFromConfig(m.Config(t)).CreateTable(t.Context(), &dynamodb.CreateTableInput{
+		TableName:            &name,
+		BillingMode:          dynamodbtypes.BillingModePayPerRequest,
+		AttributeDefinitions: []dynamodbtypes.AttributeDefinition{{AttributeName: &key, AttributeType: dynamodbtypes.ScalarAttributeTypeS}},
+		KeySchema:            []dynamodbtypes.KeySchemaElement{{AttributeName: &key, KeyType: dynamodbtypes.KeyTypeHash}},
+	}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Config is an SDK configuration that leads to it.
+func (m *Moto) Config(t testing.TB) aws.Config {
+	t.Helper()
+	return config(t, m.URL)
+}
+
+func config(t testing.TB, url string) aws.Config {
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	return aws.Config{
+		Region: Region, BaseEndpoint: &url, HTTPClient: client,
+		Credentials: aws.CredentialsProviderFunc(func(context.Context) (aws.Credentials, error) {
+			return aws.Credentials{AccessKeyID: AccessKey, SecretAccessKey: Secret}, nil
+		}),
+	}
+}
+
+// StartFakeS3 runs an S3 in this process until the test ends, and makes the bucket.
+func StartFakeS3(t testing.TB, bucket string) (url string) {
+	t.Helper()
+	backend := s3mem.New()
+	if err := backend.CreateBucket(bucket); err != nil {
+		t.Fatal(err)
+	}
+	s := httptest.NewServer(gofakes3.New(backend, gofakes3.WithLogger(gofakes3.DiscardLog())).Server())
+	t.Cleanup(s.Close)
+	return s.URL
 }
 
 // serve starts a server that answers HTTP on a port of its own, and ends it with the test.
@@ -161,7 +225,7 @@ func StartVersity(t testing.TB) *Versity {
 		t.Fatal(err)
 	}
 	url := serve(t, "versitygw", func(port string) *exec.Cmd {
-		return exec.Command(program, "--access", AccessKey, "--secret", Secret, "--region", Region, "--port", "127.0.0.1:"+port, "posix", "--sidecar", t.TempDir(), dir)
+		return exec.Command(program, "--access", AccessKey, "--secret", Secret, "--region", Region, "--port", "127.0.0.1:"+port, "posix", dir)
 	})
 	return &Versity{URL: url, Bucket: bucket}
 }

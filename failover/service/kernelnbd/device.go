@@ -401,8 +401,10 @@ func (d *Device) release(ctx context.Context) error {
 	return nil
 }
 
-// Check says whether the device is attached and all its connections live.
-func (d *Device) Check(context.Context, service.Term) error {
+// Check says whether the device is attached and all its connections live. One that the kernel gave up, because a request
+// had no reply for RequestTimeout, is replaced here: that the disks or the line are slow is no failure of this node, and
+// another one would do no better.
+func (d *Device) Check(ctx context.Context, _ service.Term) error {
 	st, err := d.look()
 	switch {
 	case err != nil:
@@ -418,8 +420,16 @@ func (d *Device) Check(context.Context, service.Term) error {
 			live++
 		}
 	}
-	if live == 0 || live < d.want {
-		return fmt.Errorf("%w: %s has %d of %d", ErrConnections, d.cfg.Device, live, max(d.want, d.cfg.Connections))
+	switch {
+	case d.want == 0: // not of this life: it is for Start to take it back
+		return fmt.Errorf("%w: %s has none of this agent's", ErrConnections, d.cfg.Device)
+	case live == d.want:
+		return nil
+	}
+	d.cfg.Log.Warn("the kernel has given up connections of the device, because requests had no reply in time: they are replaced",
+		"device", d.cfg.Device, "dead", d.want-live, "of", d.want, "timeout", RequestTimeout)
+	if err := d.takeBack(ctx); err != nil {
+		return fmt.Errorf("%w: %s has %d of %d: %w", ErrConnections, d.cfg.Device, live, d.want, err)
 	}
 	return nil
 }

@@ -19,6 +19,8 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
+var errTest = errors.New("the test says so")
+
 const (
 	ours     = "tandem/c/a"
 	testSize = 1 << 30
@@ -309,21 +311,44 @@ func TestRestartWithAnotherNumber(t *testing.T) {
 	}
 }
 
-// TestADeadConnectionIsReplaced: a request that timed out cost one of them; the Runner stops a step, still Primary,
-// before it starts it again, and what is mounted must not notice.
+// TestADeadConnectionIsReplaced: requests that timed out cost some of them, or all. That is no failure of the step, which
+// would move the service after the second time, and what is mounted must not notice.
 func TestADeadConnectionIsReplaced(t *testing.T) {
 	k := newFakeKernel(t)
 	a := k.agent(t, 3)
 	start(t, a)
 	k.log = nil
-	k.kill(1)
-	wantErr(t, "check", a.Check(t.Context(), primary), ErrConnections)
-	wantErr(t, "stop as Primary", a.Stop(t.Context(), primary), nil)
-	start(t, a)
-	k.want(t, "reconfigure 1")
-	if k.live() != 3 {
-		t.Errorf("%d connections", k.live())
+	for _, dead := range [][]int{{1}, {0, 2}, {0, 1, 2}} {
+		for _, i := range dead {
+			k.kill(i)
+		}
+		wantErr(t, "check", a.Check(t.Context(), primary), nil)
+		k.want(t, fmt.Sprintf("reconfigure %d", len(dead)))
+		if k.live() != 3 {
+			t.Errorf("%d connections", k.live())
+		}
 	}
+	wantErr(t, "another check", a.Check(t.Context(), primary), nil)
+	k.want(t)
+}
+
+// TestADeadConnectionStaysDead: one that cannot be replaced is a failure of the step; it is for Start to try again, and the
+// Runner stops a step, still Primary, before that.
+func TestADeadConnectionStaysDead(t *testing.T) {
+	k := newFakeKernel(t)
+	a := k.agent(t, 2)
+	start(t, a)
+	dial := a.cfg.Dial
+	a.cfg.Dial = func(context.Context) (Socket, error) { return Socket{}, errTest }
+	k.kill(1)
+	wantErr(t, "check without an export", a.Check(t.Context(), primary), ErrConnections)
+	wantErr(t, "the same", a.Check(t.Context(), primary), errTest)
+	wantErr(t, "stop as Primary", a.Stop(t.Context(), primary), nil)
+	a.cfg.Dial = dial
+	k.log = nil
+	wantErr(t, "start", a.Start(t.Context(), primary), nil)
+	k.want(t, "reconfigure 1")
+	wantErr(t, "check", a.Check(t.Context(), primary), nil)
 }
 
 // TestForeignDevicesAreLeftAlone, whoever they belong to.

@@ -1,6 +1,6 @@
 // Package file is the witness of one machine: a file that is replaced under a
 // lock. It needs no server, and is right only where every node sees the same
-// file (the caller checks that, see witness.Location.Shared).
+// file (the caller checks that, see location.Location.Shared).
 package file
 
 import (

@@ -3,6 +3,7 @@
 package instancetest
 
 import (
+	"os"
 	"testing"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -36,6 +37,12 @@ func Environ(t testing.TB) {
 	t.Helper()
 	awstest.Environ(t)
 	t.Setenv("AWS_EC2_METADATA_DISABLED", "false")
+	// moto makes a session of the Python SDK, to which an empty name is one that it looks for.
+	for _, name := range []string{"AWS_PROFILE", "AWS_ENDPOINT_URL"} {
+		if err := os.Unsetenv(name); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 // Alone is a node without an EC2.

@@ -1,28 +1,24 @@
-package witness
+// Package location reads the URL of a witness. It is apart from package witness so that
+// whoever only reads a config file carries none of the stores.
+package location
 
 import (
-	"crypto/tls"
-	"crypto/x509"
 	"fmt"
 	"maps"
 	"net"
 	"net/url"
-	"os"
-	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"unicode"
 	"unicode/utf8"
-
-	"tandem/failover/witness/etcd"
-	"tandem/failover/witness/file"
 )
 
 // Location is a parsed witness URL.
 type Location struct {
-	Scheme string // "file" or "etcd"
-	Path   string // as written: the file's path, or etcd's key without the slash after the hosts
+	Scheme string // "file", "etcd", "s3" or "dynamodb"
+	Path   string // as written: the file's path, or the key without the slash before it
 
 	// Shared is the operator's word that all nodes see the same file. Without it
 	// a file on two hosts would be two registers, and both nodes could promote.
@@ -34,14 +30,22 @@ type Location struct {
 	// without a certificate of our own if Cert and Key are. Paths as written.
 	TLS           bool
 	CA, Cert, Key string
+
+	// Name is S3's bucket or DynamoDB's table.
+	Name string
+	// Region and Endpoint, a URL, are AWS's if they are empty: the instance's own region.
+	Region, Endpoint string
+	// PathStyle has the bucket in the path and not in the host name: servers other than Amazon's.
+	PathStyle bool
+	// HashKey is the name of the table's partition key; empty: the default.
+	HashKey string
 }
 
 // maxHosts bounds a list that is asked one after the other. An etcd cluster has
 // 3 or 5 members, and is slow with more than 7.
 const maxHosts = 9
 
-// Parse reads a witness URL and opens nothing. A scheme of a later version gives
-// an error that wraps ErrNotInVersion.
+// Parse reads a witness URL and opens nothing.
 func Parse(raw string) (Location, error) {
 	scheme, rest, ok := strings.Cut(raw, ":")
 	if !ok {
@@ -52,15 +56,19 @@ func Parse(raw string) (Location, error) {
 		return parseFile(raw, rest)
 	case "etcd":
 		return parseEtcd(raw, rest)
-	case "s3", "dynamodb":
-		return Location{}, fmt.Errorf("%s: witnesses are %w: %s", scheme, ErrNotInVersion, forms)
+	case "s3":
+		return parseS3(raw, rest)
+	case "dynamodb":
+		return parseDynamoDB(raw, rest)
 	}
 	return Location{}, fmt.Errorf("unknown scheme %q: %s", scheme, forms)
 }
 
 const (
-	forms    = "write file:PATH or " + etcdForm
-	etcdForm = "etcd://HOST:PORT,HOST:PORT/KEY"
+	forms        = "write file:PATH, " + etcdForm + ", " + s3Form + " or " + dynamoDBForm
+	etcdForm     = "etcd://HOST:PORT,HOST:PORT/KEY"
+	s3Form       = "s3://BUCKET/KEY"
+	dynamoDBForm = "dynamodb://TABLE/KEY"
 )
 
 // Not url.Parse, neither for files nor for etcd: `file:./witness` is a relative
@@ -136,6 +144,93 @@ func parseEtcd(raw, rest string) (Location, error) {
 	return loc, nil
 }
 
+var (
+	// A bucket is 3 to 63 small letters, digits, dots and hyphens, a letter or digit at
+	// both ends; a table 3 to 255 letters, digits, underscores, dots and hyphens.
+	bucketName = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$`)
+	tableName  = regexp.MustCompile(`^[a-zA-Z0-9_.-]{3,255}$`)
+	regionName = regexp.MustCompile(`^[a-z]{2,}(-[a-z0-9]+)+$`)
+	attribute  = regexp.MustCompile(`^[a-zA-Z0-9_.-]{1,255}$`)
+)
+
+const (
+	// An object's key has at most 1024 bytes, and a scratch register is named after it.
+	maxObjectKey = 900
+	maxItemKey   = 1900 // of 2048
+)
+
+func parseS3(raw, rest string) (Location, error) {
+	loc, params, err := parseAWS(raw, rest, "s3", s3Form, "s3 has region, endpoint and path-style", "region", "endpoint", "path-style")
+	if err != nil {
+		return Location{}, err
+	}
+	if !bucketName.MatchString(loc.Name) {
+		return Location{}, fmt.Errorf("%q: %q is not the name of a bucket", raw, loc.Name)
+	}
+	if len(loc.Path) > maxObjectKey {
+		return Location{}, fmt.Errorf("%q: a key of %d bytes is too long: at most %d are possible", raw, len(loc.Path), maxObjectKey)
+	}
+	if loc.PathStyle, err = signed(raw, "path-style", params); err != nil {
+		return Location{}, err
+	}
+	return loc, nil
+}
+
+func parseDynamoDB(raw, rest string) (Location, error) {
+	loc, params, err := parseAWS(raw, rest, "dynamodb", dynamoDBForm, "dynamodb has region, endpoint and hash-key", "region", "endpoint", "hash-key")
+	if err != nil {
+		return Location{}, err
+	}
+	if !tableName.MatchString(loc.Name) {
+		return Location{}, fmt.Errorf("%q: %q is not the name of a table", raw, loc.Name)
+	}
+	if len(loc.Path) > maxItemKey {
+		return Location{}, fmt.Errorf("%q: a key of %d bytes is too long: at most %d are possible", raw, len(loc.Path), maxItemKey)
+	}
+	if name, ok := params["hash-key"]; ok {
+		if !attribute.MatchString(name) {
+			return Location{}, fmt.Errorf("%q: hash-key: %q is not the name of an attribute", raw, name)
+		}
+		switch name {
+		case "record", "version", "expires":
+			return Location{}, fmt.Errorf("%q: hash-key: %s is what the record itself is kept in", raw, name)
+		}
+		loc.HashKey = name
+	}
+	return loc, nil
+}
+
+// parseAWS reads what the URLs of both have in common, //NAME/KEY?PARAMETERS.
+func parseAWS(raw, rest, scheme, form, hint string, known ...string) (Location, map[string]string, error) {
+	rest, ok := strings.CutPrefix(rest, "//")
+	if !ok {
+		return Location{}, nil, fmt.Errorf("%q: write %s", raw, form)
+	}
+	rest, query, _ := strings.Cut(rest, "?")
+	name, key, _ := strings.Cut(rest, "/")
+	if name == "" || key == "" {
+		return Location{}, nil, fmt.Errorf("%q: write %s", raw, form)
+	}
+	if !utf8.ValidString(key) || strings.ContainsFunc(key, unicode.IsControl) {
+		return Location{}, nil, fmt.Errorf("%q has a character in its key that cannot be typed", raw)
+	}
+	params, err := parameters(raw, query, hint, known...)
+	if err != nil {
+		return Location{}, nil, err
+	}
+	loc := Location{Scheme: scheme, Name: name, Path: key, Region: params["region"], Endpoint: params["endpoint"]}
+	if r, ok := params["region"]; ok && !regionName.MatchString(r) {
+		return Location{}, nil, fmt.Errorf("%q: region: %q is not the name of a region, such as eu-central-1", raw, r)
+	}
+	if e, ok := params["endpoint"]; ok {
+		u, err := url.Parse(e)
+		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
+			return Location{}, nil, fmt.Errorf("%q: endpoint: %q is not the URL of a server, such as https://10.0.0.5:9000", raw, e)
+		}
+	}
+	return loc, params, nil
+}
+
 // checkHost is whether h is HOST:PORT.
 func checkHost(h string) error {
 	if strings.Contains(h, "@") {
@@ -179,58 +274,4 @@ func signed(raw, key string, params map[string]string) (bool, error) {
 		return false, fmt.Errorf("%q: %s can only be yes", raw, key)
 	}
 	return ok, nil
-}
-
-// Open returns the store that raw names. A relative path is relative to baseDir,
-// the folder of the config file. The files of TLS are read; nothing is created
-// and nobody is asked yet.
-func Open(raw, baseDir string) (Store, error) {
-	loc, err := Parse(raw)
-	if err != nil {
-		return nil, fmt.Errorf("witness: %w", err)
-	}
-	if loc.Scheme == "file" {
-		return file.New(within(baseDir, loc.Path)), nil
-	}
-	c := etcd.Config{Hosts: loc.Hosts, Key: loc.Path}
-	if loc.TLS {
-		if c.TLS, err = loc.tlsConfig(baseDir); err != nil {
-			return nil, fmt.Errorf("witness: %w", err)
-		}
-	}
-	s, err := etcd.New(c)
-	if err != nil {
-		return nil, fmt.Errorf("witness: %w", err)
-	}
-	return s, nil
-}
-
-func (l *Location) tlsConfig(baseDir string) (*tls.Config, error) {
-	c := &tls.Config{MinVersion: tls.VersionTLS12} // etcd's own oldest
-	if l.CA != "" {
-		path := within(baseDir, l.CA)
-		b, err := os.ReadFile(path)
-		if err != nil {
-			return nil, fmt.Errorf("ca: %w", err)
-		}
-		c.RootCAs = x509.NewCertPool()
-		if !c.RootCAs.AppendCertsFromPEM(b) {
-			return nil, fmt.Errorf("ca: %s has no certificate in PEM form", path)
-		}
-	}
-	if l.Cert != "" {
-		pair, err := tls.LoadX509KeyPair(within(baseDir, l.Cert), within(baseDir, l.Key))
-		if err != nil {
-			return nil, fmt.Errorf("cert, key: %w", err)
-		}
-		c.Certificates = []tls.Certificate{pair}
-	}
-	return c, nil
-}
-
-func within(baseDir, path string) string {
-	if filepath.IsAbs(path) {
-		return path
-	}
-	return filepath.Join(baseDir, path)
 }

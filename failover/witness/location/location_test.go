@@ -1,10 +1,6 @@
-package witness
+package location
 
 import (
-	"context"
-	"errors"
-	"os"
-	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
@@ -21,7 +17,7 @@ func TestParse(t *testing.T) {
 		{"file:/var/lib/w?shared=yes", Location{Scheme: "file", Path: "/var/lib/w", Shared: true}, ""},
 		{"file:w?", Location{Scheme: "file", Path: "w"}, ""},
 		{"file:100%", Location{Scheme: "file", Path: "100%"}, ""},
-		{"witness", none, `"witness" has no scheme: write file:PATH or etcd://HOST:PORT,HOST:PORT/KEY`},
+		{"witness", none, `"witness" has no scheme: write file:PATH, etcd://HOST:PORT,HOST:PORT/KEY, s3://BUCKET/KEY or dynamodb://TABLE/KEY`},
 		{"file:", none, `"file:" names no file`},
 		{"file:dir/", none, `"file:dir/" names no file`},
 		{"file://host/w", none, `"file://host/w" names a host: write file:PATH, with at most one slash in front`},
@@ -60,9 +56,30 @@ func TestParse(t *testing.T) {
 		{"etcd://h:1/k?ca=a&ca=b", none, `"etcd://h:1/k?ca=a&ca=b": ca is there twice`},
 		{"etcd://h:1/k?shared=yes", none, `"etcd://h:1/k?shared=yes": unknown parameter "shared": etcd has ca, cert, key and tls`},
 
-		{"ftp://x/y", none, `unknown scheme "ftp": write file:PATH or etcd://HOST:PORT,HOST:PORT/KEY`},
-		{"s3://bucket/key", none, "s3: witnesses are not in this version: write file:PATH or etcd://HOST:PORT,HOST:PORT/KEY"},
-		{"dynamodb://table/key", none, "dynamodb: witnesses are not in this version: write file:PATH or etcd://HOST:PORT,HOST:PORT/KEY"},
+		{"ftp://x/y", none, `unknown scheme "ftp": write file:PATH, etcd://HOST:PORT,HOST:PORT/KEY, s3://BUCKET/KEY or dynamodb://TABLE/KEY`},
+
+		{"s3://bucket/key", Location{Scheme: "s3", Name: "bucket", Path: "key"}, ""},
+		{"s3://a.b-c/x/y%?region=eu-central-1&endpoint=https://10.0.0.5:9000&path-style=yes", Location{Scheme: "s3", Name: "a.b-c", Path: "x/y%", Region: "eu-central-1", Endpoint: "https://10.0.0.5:9000", PathStyle: true}, ""},
+		{"s3:bucket/key", none, `"s3:bucket/key": write s3://BUCKET/KEY`},
+		{"s3://bucket", none, `"s3://bucket": write s3://BUCKET/KEY`},
+		{"s3://bucket/", none, `"s3://bucket/": write s3://BUCKET/KEY`},
+		{"s3:///key", none, `"s3:///key": write s3://BUCKET/KEY`},
+		{"s3://Bucket/key", none, `"s3://Bucket/key": "Bucket" is not the name of a bucket`},
+		{"s3://ab/key", none, `"s3://ab/key": "ab" is not the name of a bucket`},
+		{"s3://bucket/a\x00", none, `"s3://bucket/a\x00" has a character in its key that cannot be typed`},
+		{"s3://bucket/k?path-style=no", none, `"s3://bucket/k?path-style=no": path-style can only be yes`},
+		{"s3://bucket/k?region=", none, `"s3://bucket/k?region=": region: "" is not the name of a region, such as eu-central-1`},
+		{"s3://bucket/k?endpoint=10.0.0.5:9000", none, `"s3://bucket/k?endpoint=10.0.0.5:9000": endpoint: "10.0.0.5:9000" is not the URL of a server, such as https://10.0.0.5:9000`},
+		{"s3://bucket/k?endpoint=http://u:p@h", none, `"s3://bucket/k?endpoint=http://u:p@h": endpoint: "http://u:p@h" is not the URL of a server, such as https://10.0.0.5:9000`},
+		{"s3://bucket/k?hash-key=id", none, `"s3://bucket/k?hash-key=id": unknown parameter "hash-key": s3 has region, endpoint and path-style`},
+
+		{"dynamodb://table/key", Location{Scheme: "dynamodb", Name: "table", Path: "key"}, ""},
+		{"dynamodb://My_Table.1/a/b?hash-key=pk&region=us-east-1", Location{Scheme: "dynamodb", Name: "My_Table.1", Path: "a/b", HashKey: "pk", Region: "us-east-1"}, ""},
+		{"dynamodb:table/key", none, `"dynamodb:table/key": write dynamodb://TABLE/KEY`},
+		{"dynamodb://t/key", none, `"dynamodb://t/key": "t" is not the name of a table`},
+		{"dynamodb://table/k?hash-key=version", none, `"dynamodb://table/k?hash-key=version": hash-key: version is what the record itself is kept in`},
+		{"dynamodb://table/k?hash-key=", none, `"dynamodb://table/k?hash-key=": hash-key: "" is not the name of an attribute`},
+		{"dynamodb://table/k?path-style=yes", none, `"dynamodb://table/k?path-style=yes": unknown parameter "path-style": dynamodb has region, endpoint and hash-key`},
 	} {
 		t.Run(tc.raw, func(t *testing.T) {
 			got, err := Parse(tc.raw)
@@ -80,53 +97,11 @@ func errText(err error) string {
 	return err.Error()
 }
 
-func TestOpen(t *testing.T) {
-	if _, err := Open("s3://bucket/key", "."); !errors.Is(err, ErrNotInVersion) {
-		t.Fatalf("got %v", err)
-	}
-	dir := t.TempDir()
-	for _, raw := range []string{"file:relative", "file:" + filepath.Join(dir, "absolute")} {
-		s, err := Open(raw, dir)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := s.CAS(context.Background(), "", []byte("{}")); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := s.CAS(context.Background(), "", []byte("{}")); !errors.Is(err, ErrConflict) {
-			t.Fatalf("got %v", err)
-		}
-		if err := s.Close(); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for _, name := range []string{"relative", "absolute"} {
-		if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
-			t.Fatal(err)
-		}
-	}
-}
-
-// What is wrong with the files of TLS is said when the store is opened.
-func TestOpenTLS(t *testing.T) {
-	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, "empty.pem"), nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	for _, tc := range []struct{ query, err string }{
-		{"tls=yes", ""},
-		{"ca=none.pem", "witness: ca: open " + dir + "/none.pem: no such file"},
-		{"ca=empty.pem", "witness: ca: " + dir + "/empty.pem has no certificate in PEM form"},
-		{"cert=empty.pem&key=empty.pem", "witness: cert, key: "},
-	} {
-		s, err := Open("etcd://127.0.0.1:1/k?"+tc.query, dir)
-		if (err == nil) != (tc.err == "") || !strings.HasPrefix(errText(err), tc.err) {
-			t.Errorf("%s: got %v", tc.query, err)
-		}
-		if err == nil {
-			if err := s.Close(); err != nil {
-				t.Error(err)
-			}
+// A key leaves room for the names of scratch registers.
+func TestKeyTooLong(t *testing.T) {
+	for _, raw := range []string{"s3://bucket/" + strings.Repeat("k", 901), "dynamodb://table/" + strings.Repeat("k", 1901)} {
+		if _, err := Parse(raw); !strings.Contains(errText(err), "is too long") {
+			t.Errorf("got %v", err)
 		}
 	}
 }
