@@ -130,6 +130,10 @@ func (x *examination) ownIAM(ctx context.Context) verdict {
 			}
 		case err == nil:
 			refused = append(refused, r.action+" ("+r.on+")")
+		case afterAsking(r.action, awsclient.Code(err)):
+			if !slices.Contains(allowed, r.action) {
+				allowed = append(allowed, r.action)
+			}
 		case awsclient.Classify(err) == awsclient.Refused:
 			return fail("look at the id in the config, and at the region", "%s is refused for %s: %v", r.action, r.on, err)
 		default:
@@ -154,6 +158,19 @@ func (x *examination) ownIAM(ctx context.Context) verdict {
 		return ok("allowed: %s; %s", list(allowed), untried)
 	}
 	return ok("allowed: %s", list(allowed))
+}
+
+// afterAsking says whether a code is about the state of the route, or of the address: EC2 looks
+// at that when it has found the request to be allowed. A route that is not there yet cannot be
+// replaced, nor one that is be created.
+func afterAsking(action, code string) bool {
+	switch action {
+	case "CreateRoute":
+		return code == "RouteAlreadyExists"
+	case "ReplaceRoute":
+		return code == "InvalidRoute.NotFound" || code == "InvalidParameterValue"
+	}
+	return action == "AssociateAddress" && code == "Resource.AlreadyAssociated"
 }
 
 // dryRun is one request that is only asked about.
@@ -223,6 +240,8 @@ func (x *examination) dryStops(ctx context.Context, api EC2) (action string, v *
 		}
 		_, err = api.StopInstances(ctx, &ec2.StopInstancesInput{DryRun: aws.Bool(true), InstanceIds: ids, Force: aws.Bool(true), SkipOsShutdown: aws.Bool(true)})
 		switch may, err := awsclient.Allowed(err); {
+		case awsclient.Classify(err) == awsclient.State:
+			// It is stopped, or about to be, which EC2 says to whoever may stop it.
 		case err != nil:
 			return bad(reachFix, "StopInstances could not be tried: %v", err)
 		case !may:

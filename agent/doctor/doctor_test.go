@@ -417,6 +417,20 @@ func TestRunning(t *testing.T) {
 	}
 }
 
+// What EC2 says of a route's state it says to whoever may change it.
+func TestRouteExists(t *testing.T) {
+	f := newFixture(t)
+	f.after = func() {
+		f.deny("CreateRoute", &smithy.GenericAPIError{Code: "RouteAlreadyExists"})()
+		f.deny("ReplaceRoute", &smithy.GenericAPIError{Code: "InvalidParameterValue", Message: "There is no route defined for '10.99.0.1/32' in the route table"})()
+	}
+	for _, got := range f.examine() {
+		if got.Status != OK || got.ID == "iam" && !strings.Contains(got.Text, "ReplaceRoute, CreateRoute") {
+			t.Errorf("%+v", got)
+		}
+	}
+}
+
 // A volume in a partition: the queue is the disk's.
 func TestPartition(t *testing.T) {
 	f := newFixture(t)
@@ -441,6 +455,7 @@ func TestStopInstances(t *testing.T) {
 		{"allowed", dryRunOK, "i-b", OK, "StopInstances"},
 		{"denied", denied, "i-b", Failed, "may not do: StopInstances (i-b of node b)"},
 		{"untagged", dryRunOK, "", Failed, "no instance has the tags of node b"},
+		{"stopped", &smithy.GenericAPIError{Code: "IncorrectInstanceState"}, "i-b", OK, "StopInstances"},
 		{"silent", errors.New("timeout"), "i-b", Failed, "StopInstances could not be tried"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
