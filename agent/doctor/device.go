@@ -29,7 +29,7 @@ func (x *examination) look() device {
 		return d
 	}
 	// /sys/class/block/X is a link into the folder of its disk.
-	real, err := filepath.EvalSymlinks(filepath.Join(x.sys.Root, "sys/class/block", name))
+	real, err := filepath.EvalSymlinks(x.sys.path("sys/class/block", name))
 	if err != nil {
 		return device{err: err}
 	}
@@ -120,7 +120,7 @@ func (x *examination) checkClaimed(context.Context) verdict {
 // disk, one that is only mapped need not.
 func (x *examination) holders(d device) string {
 	names := []string{d.name}
-	entries, _ := os.ReadDir(filepath.Join(x.sys.Root, "sys/class/block", d.name))
+	entries, _ := os.ReadDir(x.sys.path("sys/class/block", d.name))
 	for _, e := range entries {
 		if x.sys.exists("sys/class/block", d.name, e.Name(), "partition") {
 			names = append(names, e.Name())
@@ -145,7 +145,7 @@ func (x *examination) holders(d device) string {
 				return name + " is swap"
 			}
 		}
-		above, _ := os.ReadDir(filepath.Join(append([]string{x.sys.Root}, append(dir, "holders")...)...))
+		above, _ := os.ReadDir(x.sys.path(append(dir, "holders")...))
 		if len(above) > 0 {
 			who := above[0].Name()
 			if dm, err := x.sys.text("sys/class/block", who, "dm/name"); err == nil {

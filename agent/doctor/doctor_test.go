@@ -254,7 +254,9 @@ func TestEachAlone(t *testing.T) {
 		}, nil},
 		{"another fsid", "peer-equal", Failed, `nfs.fsid is "1" here and "2" on node b`, "the same on all nodes", func(f *fixture) { f.after = func() { f.peer.Settings["nfs.fsid"] = "2" } }, nil},
 		{"another lease", "peer-equal", Failed, `failover.lease is "3s" here and "9s" on node b`, "the same", func(f *fixture) { f.after = func() { f.peer.Settings["failover.lease"] = "9s" } }, nil},
-		{"a step less", "peer-equal", Failed, `mount.path is "/srv/nfs" here and "" on node b`, "the same", func(f *fixture) { f.after = func() { delete(f.peer.Settings, "mount.path") } }, nil},
+		{"a step less", "peer-equal", Failed, `service is "exec,nbd,mount,nfs,private-ip,eip,overlay-route" here and "nbd" on node b`, "the same", func(f *fixture) {
+			f.after = func() { f.peer.Settings = map[string]string{"service": "nbd", "of another version": "1"} }
+		}, nil},
 		{"another size", "size-equal", Failed, "1073741824 bytes here and 4096 on node b", "volume.size", func(f *fixture) { f.after = func() { f.peer.SizeBytes = 4096 } }, nil},
 		{"the device has shrunk", "size-equal", Failed, "wrong size", "size back", func(f *fixture) { f.metaErr = disk.ErrSize }, nil},
 		{"blocks of 4 KiB", "sectors", Warning, "4096", "512", func(f *fixture) { f.file("sys/class/block/nvme1n1/queue/logical_block_size", "4096") }, nil},

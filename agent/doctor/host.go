@@ -100,7 +100,7 @@ func (x *examination) ownFiles() []ownFile {
 	if x.pid != 0 {
 		// Its outputs, where it logs to. A pipe or a journal's socket has no path.
 		for _, fd := range []string{"1", "2"} {
-			to, err := os.Readlink(filepath.Join(x.sys.Root, "proc", strconv.Itoa(x.pid), "fd", fd))
+			to, err := os.Readlink(x.sys.path("proc", strconv.Itoa(x.pid), "fd", fd))
 			if err == nil && strings.HasPrefix(to, "/") {
 				all = append(all, ownFile{"the agent's log", strings.TrimSuffix(to, " (deleted)")})
 				break
@@ -265,7 +265,7 @@ const stateListen = "0A"
 
 func (x *examination) listeners() (all []netip.AddrPort, err error) {
 	for _, table := range []string{"proc/net/tcp", "proc/net/tcp6"} {
-		f, err := os.Open(filepath.Join(x.sys.Root, table))
+		f, err := os.Open(x.sys.path(table))
 		if os.IsNotExist(err) && table == "proc/net/tcp6" {
 			continue // a kernel without IPv6
 		}

@@ -35,8 +35,7 @@ func FactsOf(ctx context.Context, cfg *config.Config, size int64, sys System) Fa
 	}
 }
 
-// settings are those that a node must not have for itself. Where one is missing the node
-// has no such step, which is a difference, too.
+// settings are those that a node must not have for itself. Which steps there are is one.
 func settings(cfg *config.Config) map[string]string {
 	all := map[string]string{
 		"volume.protocol":    cfg.Volume.Protocol,
@@ -112,11 +111,10 @@ func (x *examination) checkPeerEqual(context.Context) verdict {
 			continue
 		}
 		same = append(same, p.node)
-		keys := maps.Clone(own)
-		maps.Copy(keys, p.facts.Settings)
-		for _, k := range slices.Sorted(maps.Keys(keys)) {
-			here, there := own[k], p.facts.Settings[k]
-			if here != there {
+		for _, k := range slices.Sorted(maps.Keys(own)) {
+			here := own[k]
+			// One that is not there is of another version, or of a step that is not there.
+			if there, known := p.facts.Settings[k]; known && here != there {
 				different = append(different, fmt.Sprintf("%s is %q here and %q on node %s", k, here, there, p.node))
 			}
 		}

@@ -70,7 +70,7 @@ func ThisMachine(cfg *config.Config, peer func(context.Context, string) (Facts, 
 	state, _, _ := strings.Cut(os.Getenv("STATE_DIRECTORY"), ":")
 	return System{
 		Root: "/", Now: time.Now, LookPath: lookPath, Agent: agentAt, Block: blockName, Claim: claim, Metadata: metadata,
-		Witness:  func(url, dir string) (witness.Store, error) { return witness.Open(url, dir) },
+		Witness:  witness.Open,
 		Peer:     peer,
 		StateDir: state,
 		Instance: instance.New(loader),
@@ -78,14 +78,16 @@ func ThisMachine(cfg *config.Config, peer func(context.Context, string) (Facts, 
 	}
 }
 
+func (s *System) path(path ...string) string { return filepath.Join(s.Root, filepath.Join(path...)) }
+
 // text is a file of /sys or /proc, without the end of its line.
 func (s *System) text(path ...string) (string, error) {
-	b, err := os.ReadFile(filepath.Join(append([]string{s.Root}, path...)...))
+	b, err := os.ReadFile(s.path(path...))
 	return strings.TrimSpace(string(b)), err
 }
 
 func (s *System) exists(path ...string) bool {
-	_, err := os.Stat(filepath.Join(append([]string{s.Root}, path...)...))
+	_, err := os.Stat(s.path(path...))
 	return err == nil
 }
 

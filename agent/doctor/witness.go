@@ -21,14 +21,14 @@ func (x *examination) checkWitness(ctx context.Context) verdict {
 	if err != nil {
 		return fail(fix, "the witness cannot be opened: %v", err)
 	}
-	defer store.Close()
+	defer func() { _ = store.Close() }()
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	began := time.Now()
 	b, _, err := store.Read(ctx)
 	took := time.Since(began).Round(time.Millisecond)
 	if err != nil {
-		return fail(fix, "the witness does not answer within %v, half a lease: %v", limit, err)
+		return fail(fix, "the record cannot be read, for which an agent has half a lease, %v: %v", limit, err)
 	}
 	x.witness = nil
 	if len(b) == 0 {
@@ -53,7 +53,7 @@ func (x *examination) checkHonest(ctx context.Context) verdict {
 	if err != nil {
 		return skip("%v", err)
 	}
-	defer store.Close()
+	defer func() { _ = store.Close() }()
 	switch err := witness.Probe(ctx, store, x.cfg.Failover.Lease/2); {
 	case errors.Is(err, witness.ErrIgnoresConditions):
 		return fail("use another witness: the agent ends itself on this one", "%v", err)
