@@ -175,11 +175,8 @@ func (p *PrivateIP) unassign(ctx context.Context) error {
 		return err
 	}
 	lost, err := p.look(ctx, nic)
-	if err != nil {
-		return err
-	}
-	if lost != nil {
-		return nil
+	if err != nil || lost != nil {
+		return err // another node has it: nil
 	}
 	api, err := p.client(ctx)
 	if err != nil {
