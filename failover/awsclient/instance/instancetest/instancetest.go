@@ -3,7 +3,6 @@
 package instancetest
 
 import (
-	"os"
 	"testing"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -28,6 +27,7 @@ type Node struct {
 
 // Cluster is an EC2 with nodes.
 type Cluster struct {
+	Moto  *awstest.Moto
 	EC2   *ec2.Client // directly
 	Nodes []*Node
 }
@@ -37,12 +37,6 @@ func Environ(t testing.TB) {
 	t.Helper()
 	awstest.Environ(t)
 	t.Setenv("AWS_EC2_METADATA_DISABLED", "false")
-	// moto makes a session of the Python SDK, to which an empty name is one that it looks for.
-	for _, name := range []string{"AWS_PROFILE", "AWS_ENDPOINT_URL"} {
-		if err := os.Unsetenv(name); err != nil {
-			t.Fatal(err)
-		}
-	}
 }
 
 // Alone is a node without an EC2.
@@ -63,7 +57,7 @@ func Start(t testing.TB, cluster string, names ...string) *Cluster {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &Cluster{EC2: ec2.NewFromConfig(cfg)}
+	c := &Cluster{Moto: moto, EC2: ec2.NewFromConfig(cfg)}
 	for _, name := range names {
 		in := c.Run(t, map[string]string{"tandem:cluster": cluster, "tandem:node": name})
 		nic := in.NetworkInterfaces[0]
@@ -74,6 +68,16 @@ func Start(t testing.TB, cluster string, names ...string) *Cluster {
 		c.Nodes = append(c.Nodes, n)
 	}
 	return c
+}
+
+// Allocate makes an Elastic IP that belongs to nobody, and returns its allocation.
+func (c *Cluster) Allocate(t testing.TB) string {
+	t.Helper()
+	out, err := c.EC2.AllocateAddress(t.Context(), &ec2.AllocateAddressInput{Domain: types.DomainTypeVpc})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return *out.AllocationId
 }
 
 // Run makes one more instance.
