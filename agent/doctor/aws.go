@@ -24,6 +24,7 @@ type EC2 interface {
 	CreateRoute(context.Context, *ec2.CreateRouteInput, ...func(*ec2.Options)) (*ec2.CreateRouteOutput, error)
 	ReplaceRoute(context.Context, *ec2.ReplaceRouteInput, ...func(*ec2.Options)) (*ec2.ReplaceRouteOutput, error)
 	StopInstances(context.Context, *ec2.StopInstancesInput, ...func(*ec2.Options)) (*ec2.StopInstancesOutput, error)
+	DetachVolume(context.Context, *ec2.DetachVolumeInput, ...func(*ec2.Options)) (*ec2.DetachVolumeOutput, error)
 	DescribeAddresses(context.Context, *ec2.DescribeAddressesInput, ...func(*ec2.Options)) (*ec2.DescribeAddressesOutput, error)
 	DescribeInstances(context.Context, *ec2.DescribeInstancesInput, ...func(*ec2.Options)) (*ec2.DescribeInstancesOutput, error)
 	DescribeInstanceTypes(context.Context, *ec2.DescribeInstanceTypesInput, ...func(*ec2.Options)) (*ec2.DescribeInstanceTypesOutput, error)
@@ -44,6 +45,7 @@ type cloud struct {
 	private     []string // private addresses
 	routes      []overlay
 	fenced      []string // the nodes whose machines this one may have to stop
+	detach      bool     // and from which it may have to take the volumes
 }
 
 type overlay struct {
@@ -114,7 +116,7 @@ const (
 // ownIAM makes the dry runs.
 func (x *examination) ownIAM(ctx context.Context) verdict {
 	if x.aws.empty() {
-		return skip("no step asks AWS")
+		return skip("no step asks AWS, and no fence")
 	}
 	api, nic, err := x.reach(ctx)
 	if err != nil {
@@ -143,13 +145,11 @@ func (x *examination) ownIAM(ctx context.Context) verdict {
 	if len(refused) > 0 {
 		return fail(policyFix, "this instance may not do: %s", list(refused))
 	}
-	stop, v := x.dryStops(ctx, api)
+	stops, v := x.dryStops(ctx, api)
 	if v != nil {
 		return *v
 	}
-	if stop != "" {
-		allowed = append(allowed, stop)
-	}
+	allowed = append(allowed, stops...)
 	if len(x.aws.private) > 0 {
 		const untried = "AssignPrivateIpAddresses has no dry run, so it was not tried"
 		if len(allowed) == 0 {
@@ -218,11 +218,11 @@ func (x *examination) dryRuns(api EC2, nic instance.Interface) (all []dryRun) {
 }
 
 // dryStops looks for the machines of the fenced nodes as the fence does, and asks whether
-// they may be stopped.
-func (x *examination) dryStops(ctx context.Context, api EC2) (action string, v *verdict) {
-	bad := func(fix, format string, args ...any) (string, *verdict) {
+// they may be stopped, and their volumes other than the root device be taken.
+func (x *examination) dryStops(ctx context.Context, api EC2) (allowed []string, v *verdict) {
+	bad := func(fix, format string, args ...any) ([]string, *verdict) {
 		v := fail(fix, format, args...)
-		return "", &v
+		return nil, &v
 	}
 	for _, node := range x.aws.fenced {
 		var filters []types.Filter
@@ -236,20 +236,51 @@ func (x *examination) dryStops(ctx context.Context, api EC2) (action string, v *
 		}
 		ids := instances(out)
 		if len(ids) == 0 {
-			return bad("tag it: tandem:cluster and tandem:node", "no instance has the tags of node %s: it cannot be fenced", node)
+			return bad("give it the tags tandem:cluster and tandem:node", "no instance has the tags of node %s: it cannot be fenced", node)
 		}
-		_, err = api.StopInstances(ctx, &ec2.StopInstancesInput{DryRun: aws.Bool(true), InstanceIds: ids, Force: aws.Bool(true), SkipOsShutdown: aws.Bool(true)})
-		switch may, err := awsclient.Allowed(err); {
-		case awsclient.Classify(err) == awsclient.State:
-			// It is stopped, or about to be, which EC2 says to whoever may stop it.
-		case err != nil:
-			return bad(reachFix, "StopInstances could not be tried: %v", err)
-		case !may:
-			return bad(policyFix, "this instance may not do: StopInstances (%s of node %s)", list(ids), node)
+		asked := []dryRun{{"StopInstances", list(ids), func(ctx context.Context) error {
+			_, err := api.StopInstances(ctx, &ec2.StopInstancesInput{DryRun: aws.Bool(true), InstanceIds: ids, Force: aws.Bool(true), SkipOsShutdown: aws.Bool(true)})
+			return err
+		}}}
+		for _, vol := range dataVolumes(out) {
+			if x.aws.detach {
+				asked = append(asked, dryRun{"DetachVolume", vol, func(ctx context.Context) error {
+					_, err := api.DetachVolume(ctx, &ec2.DetachVolumeInput{DryRun: aws.Bool(true), VolumeId: &vol, Force: aws.Bool(true)})
+					return err
+				}})
+			}
 		}
-		action = "StopInstances"
+		for _, r := range asked {
+			err := r.ask(ctx)
+			switch may, unknown := awsclient.Allowed(err); {
+			case awsclient.Classify(err) == awsclient.State:
+				// It is stopped, or about to be, which EC2 says to whoever may stop it.
+			case unknown != nil:
+				return bad(reachFix, "%s could not be tried: %v", r.action, unknown)
+			case !may:
+				return bad(policyFix, "this instance may not do: %s (%s of node %s)", r.action, r.on, node)
+			}
+			if !slices.Contains(allowed, r.action) {
+				allowed = append(allowed, r.action)
+			}
+		}
 	}
-	return action, nil
+	return allowed, nil
+}
+
+// dataVolumes are those other than the root device, as the fence takes them.
+func dataVolumes(out *ec2.DescribeInstancesOutput) (ids []string) {
+	for _, r := range out.Reservations {
+		for i := range r.Instances {
+			in := &r.Instances[i]
+			for _, b := range in.BlockDeviceMappings {
+				if b.Ebs != nil && aws.ToString(b.DeviceName) != aws.ToString(in.RootDeviceName) {
+					ids = append(ids, aws.ToString(b.Ebs.VolumeId))
+				}
+			}
+		}
+	}
+	return ids
 }
 
 func instances(out *ec2.DescribeInstancesOutput) (ids []string) {

@@ -454,9 +454,10 @@ func TestStopInstances(t *testing.T) {
 		status Status
 		text   string
 	}{
-		{"allowed", dryRunOK, "i-b", OK, "StopInstances"},
+		{"allowed", dryRunOK, "i-b", OK, "StopInstances, DetachVolume"},
 		{"denied", denied, "i-b", Failed, "may not do: StopInstances (i-b of node b)"},
 		{"untagged", dryRunOK, "", Failed, "no instance has the tags of node b"},
+		{"may not take the volumes", dryRunOK, "i-b", Failed, "may not do: DetachVolume (vol-data of node b)"},
 		{"stopped", &smithy.GenericAPIError{Code: "IncorrectInstanceState"}, "i-b", OK, "StopInstances"},
 		{"silent", errors.New("timeout"), "i-b", Failed, "StopInstances could not be tried"},
 	} {
@@ -465,7 +466,10 @@ func TestStopInstances(t *testing.T) {
 			f.examine()
 			f.ec2.answers["StopInstances"], f.ec2.tagged = tc.err, tc.found
 			x := newExamination(f.cfg, f.sys)
-			x.aws = cloud{fenced: []string{"b"}}
+			x.aws = cloud{fenced: []string{"b"}, detach: true}
+			if tc.status == Failed && strings.Contains(tc.text, "DetachVolume") {
+				f.ec2.answers["DetachVolume"] = denied
+			}
 			v := x.ownIAM(t.Context())
 			if v.status != tc.status || !strings.Contains(v.text, tc.text) {
 				t.Errorf("%+v", v)
@@ -592,6 +596,13 @@ func (f *fakeEC2) StopInstances(_ context.Context, in *ec2.StopInstancesInput, _
 	return nil, f.dry("StopInstances", in.DryRun)
 }
 
+func (f *fakeEC2) DetachVolume(_ context.Context, in *ec2.DetachVolumeInput, _ ...func(*ec2.Options)) (*ec2.DetachVolumeOutput, error) {
+	if aws.ToString(in.VolumeId) != "vol-data" {
+		panic("not a volume of the node's data")
+	}
+	return nil, f.dry("DetachVolume", in.DryRun)
+}
+
 func (f *fakeEC2) DescribeAddresses(_ context.Context, in *ec2.DescribeAddressesInput, _ ...func(*ec2.Options)) (*ec2.DescribeAddressesOutput, error) {
 	return nil, f.dry("DescribeAddresses", in.DryRun)
 }
@@ -609,7 +620,13 @@ func (f *fakeEC2) DescribeInstances(_ context.Context, in *ec2.DescribeInstances
 			return &ec2.DescribeInstancesOutput{}, nil
 		}
 	}
-	return &ec2.DescribeInstancesOutput{Reservations: []types.Reservation{{Instances: []types.Instance{{InstanceId: &id, InstanceType: "m5.large"}}}}}, nil
+	return &ec2.DescribeInstancesOutput{Reservations: []types.Reservation{{Instances: []types.Instance{{
+		InstanceId: &id, InstanceType: "m5.large", RootDeviceName: aws.String("/dev/xvda"),
+		BlockDeviceMappings: []types.InstanceBlockDeviceMapping{
+			{DeviceName: aws.String("/dev/xvda"), Ebs: &types.EbsInstanceBlockDevice{VolumeId: aws.String("vol-root")}},
+			{DeviceName: aws.String("/dev/sdf"), Ebs: &types.EbsInstanceBlockDevice{VolumeId: aws.String("vol-data")}},
+		},
+	}}}}}, nil
 }
 
 func (f *fakeEC2) DescribeInstanceTypes(_ context.Context, in *ec2.DescribeInstanceTypesInput, _ ...func(*ec2.Options)) (*ec2.DescribeInstanceTypesOutput, error) {
