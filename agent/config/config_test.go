@@ -461,10 +461,10 @@ service:
 		t.Fatal(err)
 	}
 	want := []Step{
-		{Name: "eip", Timeout: 10 * time.Second, EIP: &EIP{"eipalloc-0123456789abcdef0"}},
-		{Name: "private-ip", Timeout: 10 * time.Second, PrivateIP: &PrivateIP{netip.MustParsePrefix("10.0.0.9/32"), "ens5"}},
+		{Name: "eip", Timeout: 30 * time.Second, EIP: &EIP{"eipalloc-0123456789abcdef0"}},
+		{Name: "private-ip", Timeout: 30 * time.Second, PrivateIP: &PrivateIP{netip.MustParsePrefix("10.0.0.9/32"), "ens5"}},
 		{Name: "private-ip#2", Timeout: 20 * time.Second, PrivateIP: &PrivateIP{netip.MustParsePrefix("10.0.0.10/20"), "ens5"}},
-		{Name: "overlay-route", Timeout: 10 * time.Second, OverlayRoute: &OverlayRoute{netip.MustParsePrefix("10.99.0.1/32"), []string{"rtb-0a", "rtb-0b"}}},
+		{Name: "overlay-route", Timeout: 30 * time.Second, OverlayRoute: &OverlayRoute{netip.MustParsePrefix("10.99.0.1/32"), []string{"rtb-0a", "rtb-0b"}}},
 	}
 	if !reflect.DeepEqual(c.Service, want) {
 		t.Errorf("%+v", c.Service)

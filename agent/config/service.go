@@ -22,6 +22,10 @@ const (
 	// defaultStepTimeout is section 8's.
 	defaultStepTimeout = 10 * time.Second
 
+	// awsStepTimeout is longer: AWS moves an address in seconds, and its describes, by which
+	// that is read back, are seconds behind.
+	awsStepTimeout = 30 * time.Second
+
 	// Queues of a device that is attached, each with its connection. More than there are processors are of no use, and
 	// each may hold 128 requests.
 	defaultConnections = 4
@@ -183,6 +187,9 @@ func (d *decoder) service(f field, c *Config) {
 			continue
 		}
 		s := Step{Name: kind, Timeout: defaultStepTimeout}
+		if kind == "eip" || kind == "private-ip" || kind == "overlay-route" {
+			s.Timeout = awsStepTimeout
+		}
 		if count[kind]++; count[kind] > 1 {
 			s.Name = fmt.Sprintf("%s#%d", kind, count[kind])
 		}

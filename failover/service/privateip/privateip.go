@@ -149,13 +149,14 @@ func (p *PrivateIP) Stop(ctx context.Context, term service.Term) error {
 	p.watch.Reset()
 	limit, cancel := context.WithTimeout(ctx, claim.GiveBack)
 	defer cancel()
-	own, err := p.self.Primary(limit)
-	if err == nil && own.Address == p.cfg.Address.Addr() {
+	own, unknown := p.self.Primary(limit)
+	if unknown == nil && own.Address == p.cfg.Address.Addr() {
 		return nil // Start has refused it; without it the host has no network
 	}
 	if err := p.host.Stop(ctx, term); err != nil {
 		return err
 	}
+	err := unknown
 	if err == nil {
 		err = p.unassign(limit)
 	}
@@ -167,18 +168,15 @@ func (p *PrivateIP) Stop(ctx context.Context, term service.Term) error {
 
 func (p *PrivateIP) unassign(ctx context.Context) error {
 	nic, err := p.nic(ctx)
-	if errors.Is(err, service.ErrHopeless) {
+	switch {
+	case errors.Is(err, service.ErrHopeless):
 		return nil // the interface is gone, and has taken it along
-	}
-	if err != nil {
+	case err != nil:
 		return err
 	}
 	lost, err := p.look(ctx, nic)
-	if err != nil {
-		return err
-	}
-	if lost != nil {
-		return nil
+	if err != nil || lost != nil {
+		return err // another node has it: nil
 	}
 	api, err := p.client(ctx)
 	if err != nil {

@@ -38,6 +38,7 @@ type subnet struct {
 
 func code(c string) error { return &smithy.GenericAPIError{Code: c, Message: "AWS says " + c} }
 
+//nolint:revive,staticcheck // the SDK's name
 func (s *subnet) AssignPrivateIpAddresses(_ context.Context, in *ec2.AssignPrivateIpAddressesInput, _ ...func(*ec2.Options)) (*ec2.AssignPrivateIpAddressesOutput, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -58,6 +59,7 @@ func (s *subnet) AssignPrivateIpAddresses(_ context.Context, in *ec2.AssignPriva
 	return &ec2.AssignPrivateIpAddressesOutput{}, nil
 }
 
+//nolint:revive,staticcheck // the SDK's name
 func (s *subnet) UnassignPrivateIpAddresses(_ context.Context, in *ec2.UnassignPrivateIpAddressesInput, _ ...func(*ec2.Options)) (*ec2.UnassignPrivateIpAddressesOutput, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

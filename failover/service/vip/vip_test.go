@@ -221,6 +221,40 @@ func TestDuplicate(t *testing.T) {
 	}
 }
 
+// Where the network gives the address to this host nobody is asked, whoever answers for it;
+// and what somebody else has added here is there, and stays.
+func TestAssigned(t *testing.T) {
+	if !nstest.Inside(t) {
+		return
+	}
+	peer := network(t)
+	ctx, term := t.Context(), service.Term{}
+	for _, p := range prefixes {
+		v := NewAssigned(p, "eth0", nil)
+		peer.Run("ip", "addr", "add", p.String(), "dev", "eth0", "nodad")
+		ok(t, v.Start(ctx, term))
+		ok(t, v.Check(ctx, term))
+		ok(t, v.Stop(ctx, term))
+		if has(t, p) {
+			t.Errorf("%v: still there", p)
+		}
+		other := netip.PrefixFrom(p.Addr(), p.Bits()-4)
+		nstest.IP(t, "addr add "+other.String()+" dev eth0 nodad")
+		ok(t, v.Start(ctx, term))
+		ok(t, v.Check(ctx, term))
+		ok(t, v.Stop(ctx, term))
+		if !has(t, other) || has(t, p) {
+			t.Errorf("%v: %s", other, nstest.IP(t, "addr show dev eth0"))
+		}
+		// On another interface it is in the way.
+		nstest.IP(t, "addr del "+other.String()+" dev eth0")
+		nstest.IP(t, "addr add "+other.String()+" dev lo nodad")
+		if err := v.Start(ctx, term); !errors.Is(err, ErrElsewhere) {
+			t.Errorf("%v", err)
+		}
+	}
+}
+
 // Two nodes that look at the same moment must not both find nobody.
 func TestTwoProbeAtOnce(t *testing.T) {
 	if !nstest.Inside(t) {
