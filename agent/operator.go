@@ -159,6 +159,8 @@ func (a *Agent) handleVerb(ctx context.Context, req control.Request, send func(c
 	switch req.Verb {
 	case "status":
 		return result(send, a.status())
+	case "facts":
+		return result(send, a.facts(ctx))
 	case "cluster":
 		return result(send, a.cluster(ctx, req.By))
 	case "promote":

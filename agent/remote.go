@@ -13,6 +13,7 @@ import (
 	"tandem/agent/certs"
 	"tandem/agent/config"
 	"tandem/agent/control"
+	"tandem/agent/doctor"
 	"tandem/blockrepl/link"
 )
 
@@ -78,6 +79,30 @@ func askPeer(ctx context.Context, cfg *config.Config, node, origin string) contr
 	n.NoAgent = errors.Is(err, syscall.ECONNREFUSED)
 	n.Error = err.Error()
 	return n
+}
+
+// AskFacts asks a peer what its doctor's counterpart here has to know of it.
+func AskFacts(ctx context.Context, cfg *config.Config, node, origin string) (f doctor.Facts, err error) {
+	dial, cancel := context.WithTimeout(ctx, peerLimit)
+	defer cancel()
+	c, err := DialPeer(dial, cfg, node)
+	if err != nil {
+		return f, err
+	}
+	data, err := control.CallConn(ctx, c, control.Request{Verb: "facts", Origin: origin}, nil)
+	if err != nil {
+		return f, fmt.Errorf("node %s cannot be asked: %w", node, err)
+	}
+	if err := json.Unmarshal(data, &f); err != nil || f.Node != node {
+		return f, fmt.Errorf("the answer of node %s is of another version: %w", node, errors.Join(err, control.ErrProtocol))
+	}
+	return f, nil
+}
+
+// facts is what a peer's doctor asks for. It may take seconds, where AWS is asked.
+func (a *Agent) facts(ctx context.Context) doctor.Facts {
+	sys := doctor.ThisMachine(a.cfg, nil) // no peer is asked for the facts of this node
+	return doctor.FactsOf(ctx, a.cfg, a.disk.Size(), sys)
 }
 
 // cluster is the status of all nodes, ours first.

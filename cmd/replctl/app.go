@@ -27,7 +27,7 @@ func newApp() *cli.App {
 			cli.HelpFlag, // urfave adds it to the verbs, but not beside a verb called help
 		},
 		Commands: []*cli.Command{
-			initCommand(), certsCommand(), statusCommand(), explainCommand(), promoteCommand(), demoteCommand(), pauseCommand(), resumeCommand(),
+			initCommand(), certsCommand(), doctorCommand(), statusCommand(), explainCommand(), promoteCommand(), demoteCommand(), pauseCommand(), resumeCommand(),
 			resyncCommand(), waitSyncCommand(), historyCommand(), eventsCommand(), forgetCommand(), dumpMDCommand(), demoCommand(),
 			checkerCommand(), agentCommand(), helpCommand(),
 		},
@@ -53,7 +53,7 @@ func noVerb(c *cli.Context) error {
 		return &usageError{"no verb is given: `replctl --help` lists them"}
 	}
 	name := c.Args().First()
-	if slices.Contains([]string{"verify", "doctor", "resize"}, name) {
+	if slices.Contains([]string{"verify", "resize"}, name) {
 		return &usageError{fmt.Sprintf("the verb %s is not in this version: `replctl --help` lists those that are", name)}
 	}
 	return &usageError{fmt.Sprintf("unknown verb %q: `replctl --help` lists them", name)}
