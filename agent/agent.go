@@ -68,6 +68,7 @@ type Agent struct {
 
 	export    *exportState
 	stand     *stand
+	others    others
 	ops       operations
 	asks      asks // guarded by mu
 	hang      hangWatch
@@ -176,6 +177,7 @@ func open(cfg *config.Config, log *slog.Logger) (*Agent, error) {
 	if a.stand, err = newStand(a); err != nil {
 		return nil, err
 	}
+	a.initOthers()
 	lc := link.Config{Self: cfg.Node, Cluster: cfg.Cluster, Listen: cfg.Listen, Handler: (*linkHandler)(a), Log: log, UserTimeout: cfg.Link.PeerTimeout}
 	for _, p := range cfg.Peers {
 		lc.Peers = append(lc.Peers, link.Peer{Node: p.Node, Address: p.Address})
@@ -282,6 +284,7 @@ func (a *Agent) run(ctx context.Context) (err error) {
 	front.Go(func() error { return a.stand.runPermit(frontCtx) })
 	front.Go(func() error { return a.stand.runService(frontCtx) })
 	front.Go(func() error { return a.stand.runAWS(frontCtx) })
+	front.Go(func() error { a.runOthers(frontCtx); return nil })
 	front.Go(func() error { return a.stand.hook.Run(frontCtx) })
 	front.Go(func() error { return a.runProbe(frontCtx) })
 	// The peers have connections of their own: theirs cannot use up the operator's.

@@ -128,6 +128,7 @@ func (a *Agent) roleChanged(from, to failover.Role, phase string, seconds float6
 	switch {
 	case to == failover.Primary && from == failover.Candidate:
 		c.led = e.Epoch
+		a.tookOver()
 		if rec != nil {
 			e.Why = rec.Reason
 		}

@@ -27,8 +27,31 @@ func (a *Agent) handlePromote(ctx context.Context, req control.Request, send fun
 		if text != "" && req.Args["yes"] != "true" {
 			return &control.Confirm{Text: text, Node: a.cfg.Node}
 		}
+		if text != "" && !off {
+			if off, err = a.fenceForForce(ctx, send); err != nil {
+				return err
+			}
+		}
 	}
 	return a.ask(ctx, req.By.String(), send, func(now int64, op uint64) { a.node.Vote.Promote(now, op, force, off) })
+}
+
+// fenceForForce has the recorded primary's machine stopped, where there is a fence. That it
+// is off for certain spares the wait that is there for one that may still run.
+func (a *Agent) fenceForForce(ctx context.Context, send func(control.Message) error) (off bool, err error) {
+	a.mu.Lock()
+	rec, _ := a.node.Vote.Record()
+	a.mu.Unlock()
+	if a.others.fencer == nil || rec == nil || rec.Primary == a.cfg.Node {
+		return false, nil
+	}
+	if err := send(control.Message{Kind: control.KindProgress, Text: fmt.Sprintf("the machine of %s is being stopped (fence), for up to %v", rec.Primary, forceFenceLimit)}); err != nil {
+		return false, err
+	}
+	if a.fenceNode(ctx, rec.Primary, forceFenceLimit) {
+		return true, send(control.Message{Kind: control.KindProgress, Text: fmt.Sprintf("the machine of %s is off", rec.Primary)})
+	}
+	return false, send(control.Message{Kind: control.KindProgress, Text: fmt.Sprintf("it is not certain that the machine of %s is off: going on as without the fence", rec.Primary)})
 }
 
 // checkForce says what a forced promotion would lose, "" if it would lose

@@ -741,6 +741,10 @@ type Term struct {
 	Claimed   int64 // the record allowed it, and the preparation began
 	Won       int64 // the record names this node
 	Began     int64 // role Primary
+
+	// Lost is the primary before, if this node took over by itself because that one was
+	// silent: nobody asked for it, and it has not said that it stopped.
+	Lost string
 }
 
 // Term is how this node's last way to a term went.

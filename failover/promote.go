@@ -216,6 +216,9 @@ func (c *Core) candidate(now int64, change Change) {
 	c.op.stage = c.op.stage.to(stageCandidate)
 	c.op.limit, c.op.progressAt = 0, 0
 	c.term = Term{LastGrant: c.promisedAt, Claimed: now}
+	if c.op.own == ownTakeOver && c.rec != nil && c.rec.Primary != c.cfg.Self {
+		c.term.Lost = c.rec.Primary
+	}
 	c.begin(now, change, -1)
 }
 

@@ -18,6 +18,33 @@ type AWS struct {
 	Metadata string // URL of the instance metadata; empty: 169.254.169.254
 }
 
+// Fence is how the machine of a lost primary is stopped. It is a helper, which nothing waits for.
+type Fence struct {
+	EC2 *EC2Fence // nil: it is not
+}
+
+// EC2Fence stops the instance with the tags tandem:cluster and tandem:node.
+type EC2Fence struct {
+	// DetachVolume also takes the data volumes, by force, from an instance that does not stop.
+	DetachVolume bool
+}
+
+func (d *decoder) fence(f field, c *Config) {
+	if !f.present() {
+		return
+	}
+	m, ok := f.fields("ec2")
+	if !ok {
+		return
+	}
+	e, ok := m.required("ec2").fields("detach_volume")
+	if !ok {
+		return
+	}
+	c.Fence.EC2 = new(EC2Fence)
+	e.optional("detach_volume").boolean(&c.Fence.EC2.DetachVolume)
+}
+
 func (d *decoder) aws(f field, c *Config) {
 	if !f.present() {
 		return

@@ -41,6 +41,7 @@ type Config struct {
 	Failover Failover
 
 	AWS      AWS
+	Fence    Fence
 	OnChange []string // command that is told of changes; empty: none
 	Service  []Step   // in start order
 }

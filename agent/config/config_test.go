@@ -165,9 +165,9 @@ func badConfigs() []badConfig {
 		// keys
 		{"node: a", "nodes: a", `2: nodes: unknown key, did you mean "node"?`},
 		{"  size: 1GiB", "  sise: 1GiB", `7: volume.sise: unknown key, did you mean "size"?`},
-		{"", "verbose: true", "14: verbose: unknown key: known here are cluster, node, listen, peers, volume, nbd, control, http, tls, witness, link, resync, failover, aws, on_change, service"},
-		{"", "<<: {http: x}", "14: <<: unknown key: known here are cluster, node, listen, peers, volume, nbd, control, http, tls, witness, link, resync, failover, aws, on_change, service"},
-		{"", strings.Repeat("n", 100) + ": 1", "14: " + strings.Repeat("n", 100) + ": unknown key: known here are cluster, node, listen, peers, volume, nbd, control, http, tls, witness, link, resync, failover, aws, on_change, service"},
+		{"", "verbose: true", "14: verbose: unknown key: known here are cluster, node, listen, peers, volume, nbd, control, http, tls, witness, link, resync, failover, aws, fence, on_change, service"},
+		{"", "<<: {http: x}", "14: <<: unknown key: known here are cluster, node, listen, peers, volume, nbd, control, http, tls, witness, link, resync, failover, aws, fence, on_change, service"},
+		{"", strings.Repeat("n", 100) + ": 1", "14: " + strings.Repeat("n", 100) + ": unknown key: known here are cluster, node, listen, peers, volume, nbd, control, http, tls, witness, link, resync, failover, aws, fence, on_change, service"},
 		{"", "failover: {leese: 3s}", `14: failover.leese: unknown key, did you mean "lease"?`},
 		{"", "node: b", "14: node: doubled: it is also on line 2"},
 		{"  size: 1GiB", "  size: 1GiB\n  size: 2GiB", "8: volume.size: doubled: it is also on line 7"},
@@ -348,6 +348,10 @@ func badConfigs() []badConfig {
 		{"", "service: [{private-ip: {address: 10.0.0.9, interface: eth0}}, {overlay-route: {cidr: 10.0.0.9/32, tables: [rtb-01]}}]", "14: service[1].overlay-route.cidr: 10.0.0.9 is named twice"},
 
 		// AWS
+		{"", "fence: {}", "14: fence.ec2: missing: this key is required"},
+		{"", "fence: {stonith: {}}", "14: fence.stonith: unknown key: known here are ec2"},
+		{"", "fence: {ec2: yes}", "14: fence.ec2: is not a list of keys and values: write {detach_volume: …}"},
+		{"", "fence: {ec2: {detach_volume: 1}}", `14: fence.ec2.detach_volume: "1" is neither true nor false`},
 		{"", "aws: eu-central-1", "14: aws: is not a list of keys and values: write {region: …}"},
 		{"", "aws: {zone: a}", "14: aws.zone: unknown key: known here are region, endpoint, metadata"},
 		{"", "aws: {region: Frankfurt}", `14: aws.region: "Frankfurt" is not a region, such as eu-central-1`},
@@ -380,6 +384,19 @@ func TestErrors(t *testing.T) {
 				t.Fatalf("%T", err)
 			}
 		})
+	}
+}
+
+func TestFence(t *testing.T) {
+	for text, want := range map[string]Fence{
+		"":                                    {},
+		"fence: {ec2: {}}":                    {EC2: &EC2Fence{}},
+		"fence: {ec2: {detach_volume: true}}": {EC2: &EC2Fence{DetachVolume: true}},
+	} {
+		c, err := parse("x", []byte(minimal+text), "/", noBlock)
+		if err != nil || !reflect.DeepEqual(c.Fence, want) || c.UsesAWS() != (want.EC2 != nil) {
+			t.Errorf("%q: %+v, %v", text, c.Fence, err)
+		}
 	}
 }
 

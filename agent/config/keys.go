@@ -34,7 +34,7 @@ const (
 // config reads the whole file. The order is the order of section 8.
 func (d *decoder) config(root *yaml.Node, c *Config, isBlock func(string) bool) {
 	m, ok := field{d: d, line: root.Line, node: root}.fields("cluster", "node", "listen", "peers", "volume", "nbd",
-		"control", "http", "tls", "witness", "link", "resync", "failover", "aws", "on_change", "service")
+		"control", "http", "tls", "witness", "link", "resync", "failover", "aws", "fence", "on_change", "service")
 	if !ok {
 		return
 	}
@@ -56,6 +56,7 @@ func (d *decoder) config(root *yaml.Node, c *Config, isBlock func(string) bool) 
 	}
 	d.failover(m.optional("failover"), c)
 	d.aws(m.optional("aws"), c)
+	d.fence(m.optional("fence"), c)
 	d.onChange(m.optional("on_change"), c)
 	d.service(m.optional("service"), c)
 

@@ -44,7 +44,7 @@ var witnesses = []struct {
 	}},
 }
 
-func newOnAWS(t *testing.T, kind int) *onAWS {
+func newOnAWS(t *testing.T, kind int, more ...func(o *options)) *onAWS {
 	t.Helper()
 	if _, err := exec.LookPath("aws"); err != nil {
 		missing(t, "aws, the command line of AWS, is not installed")
@@ -55,7 +55,7 @@ func newOnAWS(t *testing.T, kind int) *onAWS {
 	for _, name := range []string{"a", "b"} {
 		a.witness[name] = awstest.NewProxy(t, target)
 	}
-	a.cluster = newCluster(t, options{
+	o := options{
 		auto: true, proxied: true, witness: at(target),
 		// It holds off longer than these tests look at a node that is away.
 		freeze:    5 * time.Second,
@@ -64,7 +64,11 @@ func newOnAWS(t *testing.T, kind int) *onAWS {
 			in := a.instance(n)
 			return fmt.Sprintf("aws: {region: %s, endpoint: %q, metadata: %q}\nservice: [{eip: {allocation: %s}}]\n", awstest.Region, in.Proxy.URL, in.Metadata.URL, a.allocation)
 		},
-	})
+	}
+	for _, f := range more {
+		f(&o)
+	}
+	a.cluster = newCluster(t, o)
 	return a
 }
 
@@ -296,4 +300,96 @@ func TestAWSAddressIsReconciled(t *testing.T) {
 		t.Errorf("EC2 was asked %d times in 5 s", n)
 	}
 	c.finish(c.a)
+}
+
+// state asks EC2 what has become of a node's instance, by a client that is not ours.
+func (a *onAWS) state(n *node) string {
+	a.t.Helper()
+	out, err := exec.Command("aws", "--endpoint-url", a.ec2.Moto.URL, "--region", awstest.Region, "ec2", "describe-instances",
+		"--instance-ids", a.instance(n).ID, "--query", "Reservations[0].Instances[0].State.Name", "--output", "text").CombinedOutput()
+	if err != nil {
+		a.t.Fatalf("aws ec2 describe-instances: %v\n%s", err, out)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// The machine of a primary that was lost is stopped, after the takeover and also if EC2 has a bad
+// day; that of one that handed over, or is back by then, is left alone.
+func TestAWSFence(t *testing.T) {
+	c := newOnAWS(t, 1, func(o *options) {
+		o.lease = 2 * time.Second
+		extra := o.extra
+		o.extra = func(n *node) string { return "fence: {ec2: {}}\n" + extra(n) }
+	})
+	c.startPair()
+	c.serves(c.a)
+	c.b.promote()
+	c.settled(c.b)
+	c.serves(c.b)
+
+	c.b.kill()
+	c.until("a serves", c.a.up)
+	c.b.start() // before a lease is over
+	c.a.logged("the machine of b is not stopped: it has come back, as Secondary")
+	c.settled(c.a)
+	for _, n := range c.nodes {
+		if s := c.state(n); s != "running" {
+			t.Fatalf("the machine of %s is %s", n.name, s)
+		}
+	}
+
+	stopping, throttle := awstest.Stopping(3*time.Second), awstest.Only(awstest.Times(2, awstest.Throttle), "StopInstances")
+	lose := awstest.Only(awstest.Times(1, awstest.LoseReply), "StopInstances")
+	c.instance(c.b).Proxy.Set(func(x *awstest.Exchange) {
+		throttle(x)
+		if x.Untouched() {
+			lose(x)
+		}
+		if x.Untouched() {
+			stopping(x)
+		}
+	})
+	killed := time.Now()
+	c.a.kill()
+	c.until("b serves", c.b.up)
+	took := time.Since(killed)
+	c.b.logged("the machine of a is being stopped")
+	c.b.logged("the machine of a is off")
+	t.Logf("b serves after %v, and a's machine is off for certain after %v", took.Round(10*time.Millisecond), time.Since(killed).Round(10*time.Millisecond))
+	if s := c.state(c.a); s != "stopped" {
+		t.Errorf("the machine of a is %s", s)
+	}
+	if s := c.state(c.b); s != "running" {
+		t.Errorf("the machine of b is %s", s)
+	}
+	c.serves(c.b)
+	c.a.start()
+	c.settled(c.b)
+	c.finish(c.b)
+}
+
+// A forced promotion has the old primary's machine stopped first, and spares the wait when that is certain.
+func TestAWSForceFences(t *testing.T) {
+	c := newOnAWS(t, 1, func(o *options) {
+		o.lease, o.auto = 6*time.Second, false
+		extra := o.extra
+		o.extra = func(n *node) string { return "fence: {ec2: {}}\n" + extra(n) }
+	})
+	c.startPair()
+	c.serves(c.a)
+	c.a.kill()
+	began := time.Now()
+	if _, _, err := c.b.call("promote", map[string]string{"force": "true", "yes": "true"}); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(began); took > 2*c.options.lease {
+		t.Errorf("it took %v, as without a fence", took)
+	}
+	c.serves(c.b)
+	if s := c.state(c.a); s != "stopped" {
+		t.Errorf("the machine of a is %s", s)
+	}
+	c.a.start()
+	c.settled(c.b)
+	c.finish(c.b)
 }

@@ -157,6 +157,9 @@ func (x *Exchange) Form(name string) string {
 	return values.Get(name)
 }
 
+// Untouched says whether no fault has decided what becomes of the request.
+func (x *Exchange) Untouched() bool { return x.reply == nil && !x.lost && !x.hang }
+
 // Answer answers without asking the emulator.
 func (x *Exchange) Answer(status int, contentType, body string) {
 	x.reply = &reply{status: status, header: http.Header{"Content-Type": {contentType}}, body: []byte(body)}
