@@ -54,6 +54,12 @@ type overlay struct {
 }
 
 func cloudOf(cfg *config.Config) (c cloud) {
+	if e := cfg.Fence.EC2; e != nil {
+		for _, p := range cfg.Peers {
+			c.fenced = append(c.fenced, p.Node)
+		}
+		c.detach = e.DetachVolume
+	}
 	for _, s := range cfg.Service {
 		switch {
 		case s.EIP != nil:

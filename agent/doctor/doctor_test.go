@@ -65,6 +65,7 @@ control: a.sock
 tls: {ca: ca.pem, cert: a.pem, key: a.key}
 witness: file:witness
 failover: {self_fence: reboot}
+fence: {ec2: {detach_volume: true}}
 on_change: [tell-me]
 service:
   - exec: {start: [start-app], stop: [stop-app], check: [check-app]}
@@ -296,6 +297,9 @@ func TestEachAlone(t *testing.T) {
 		{"the machine's own NFS server runs", "ports", Warning, "port 2049", "nfs-server", func(f *fixture) { f.listens(2049, "0.0.0.0") }, nil},
 		{"AssociateAddress is not allowed", "iam", Failed, "may not do: AssociateAddress (eipalloc-0123456789abcdef0)", "iam-policy.json", func(f *fixture) { f.after = f.deny("AssociateAddress", denied) }, nil},
 		{"ReplaceRoute is not allowed", "iam", Failed, "ReplaceRoute (rtb-0123456789abcdef0), ReplaceRoute (rtb-0123456789abcdef1)", "iam-policy.json", func(f *fixture) { f.after = f.deny("ReplaceRoute", denied) }, nil},
+		{"StopInstances is not allowed", "iam", Failed, "StopInstances (i-b of node b)", "iam-policy.json", func(f *fixture) { f.after = f.deny("StopInstances", denied) }, nil},
+		{"DetachVolume is not allowed", "iam", Failed, "DetachVolume (vol-data of node b)", "iam-policy.json", func(f *fixture) { f.after = f.deny("DetachVolume", denied) }, nil},
+		{"a machine without tags", "iam", Failed, "no instance has the tags of node b", "tandem:node", func(f *fixture) { f.after = func() { f.ec2.tagged = "" } }, nil},
 		{"CreateRoute is not allowed", "iam", Failed, "CreateRoute", "iam-policy.json", func(f *fixture) { f.after = f.deny("CreateRoute", denied) }, nil},
 		{"an allocation that is not there", "iam", Failed, "InvalidAllocationID.NotFound", "id in the config", func(f *fixture) {
 			f.after = f.deny("DescribeAddresses", &smithy.GenericAPIError{Code: "InvalidAllocationID.NotFound"})
@@ -558,9 +562,9 @@ type fakeEC2 struct {
 
 func newFakeEC2() *fakeEC2 {
 	return &fakeEC2{
-		answers: make(map[string]error),
-		tables:  []string{"rtb-0123456789abcdef0", "rtb-0123456789abcdef1"},
-		volume:  types.Volume{VolumeId: aws.String(volumeID), Iops: aws.Int32(3000), Throughput: aws.Int32(125)},
+		answers: make(map[string]error), tagged: "i-b",
+		tables: []string{"rtb-0123456789abcdef0", "rtb-0123456789abcdef1"},
+		volume: types.Volume{VolumeId: aws.String(volumeID), Iops: aws.Int32(3000), Throughput: aws.Int32(125)},
 	}
 }
 

@@ -42,6 +42,7 @@ func settings(cfg *config.Config) map[string]string {
 		"failover.heartbeat": cfg.Failover.Heartbeat.String(),
 		"failover.lease":     cfg.Failover.Lease.String(),
 	}
+	all["fence.ec2"] = strconv.FormatBool(cfg.Fence.EC2 != nil)
 	var steps []string
 	for _, s := range cfg.Service {
 		steps = append(steps, s.Name)
