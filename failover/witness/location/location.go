@@ -7,7 +7,6 @@ import (
 	"maps"
 	"net"
 	"net/url"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -144,14 +143,32 @@ func parseEtcd(raw, rest string) (Location, error) {
 	return loc, nil
 }
 
-var (
-	// A bucket is 3 to 63 small letters, digits, dots and hyphens, a letter or digit at
-	// both ends; a table 3 to 255 letters, digits, underscores, dots and hyphens.
-	bucketName = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$`)
-	tableName  = regexp.MustCompile(`^[a-zA-Z0-9_.-]{3,255}$`)
-	regionName = regexp.MustCompile(`^[a-z]{2,}(-[a-z0-9]+)+$`)
-	attribute  = regexp.MustCompile(`^[a-zA-Z0-9_.-]{1,255}$`)
+// Not by regular expressions: those are compiled at each start of the agent, which clients wait for.
+
+// isBucket: 3 to 63 small letters, digits, dots and hyphens, a letter or digit at both ends.
+func isBucket(s string) bool {
+	return len(s) >= 3 && len(s) <= 63 && only(s, small+digits+".-") && only(s[:1]+s[len(s)-1:], small+digits)
+}
+
+// isTable: 3 to 255 letters, digits, underscores, dots and hyphens.
+func isTable(s string) bool { return len(s) >= 3 && isAttribute(s) }
+
+func isAttribute(s string) bool {
+	return len(s) >= 1 && len(s) <= 255 && only(s, small+capital+digits+"_.-")
+}
+
+func isRegion(s string) bool {
+	area, rest, ok := strings.Cut(s, "-")
+	return ok && len(area) >= 2 && len(s) <= 63 && only(area, small) && only(rest, small+digits+"-") && !strings.HasSuffix(s, "-")
+}
+
+const (
+	small   = "abcdefghijklmnopqrstuvwxyz"
+	capital = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+	digits  = "0123456789"
 )
+
+func only(s, chars string) bool { return strings.Trim(s, chars) == "" }
 
 const (
 	// An object's key has at most 1024 bytes, and a scratch register is named after it.
@@ -164,7 +181,7 @@ func parseS3(raw, rest string) (Location, error) {
 	if err != nil {
 		return Location{}, err
 	}
-	if !bucketName.MatchString(loc.Name) {
+	if !isBucket(loc.Name) {
 		return Location{}, fmt.Errorf("%q: %q is not the name of a bucket", raw, loc.Name)
 	}
 	if len(loc.Path) > maxObjectKey {
@@ -181,14 +198,14 @@ func parseDynamoDB(raw, rest string) (Location, error) {
 	if err != nil {
 		return Location{}, err
 	}
-	if !tableName.MatchString(loc.Name) {
+	if !isTable(loc.Name) {
 		return Location{}, fmt.Errorf("%q: %q is not the name of a table", raw, loc.Name)
 	}
 	if len(loc.Path) > maxItemKey {
 		return Location{}, fmt.Errorf("%q: a key of %d bytes is too long: at most %d are possible", raw, len(loc.Path), maxItemKey)
 	}
 	if name, ok := params["hash-key"]; ok {
-		if !attribute.MatchString(name) {
+		if !isAttribute(name) {
 			return Location{}, fmt.Errorf("%q: hash-key: %q is not the name of an attribute", raw, name)
 		}
 		switch name {
@@ -219,7 +236,7 @@ func parseAWS(raw, rest, scheme, form, hint string, known ...string) (Location, 
 		return Location{}, nil, err
 	}
 	loc := Location{Scheme: scheme, Name: name, Path: key, Region: params["region"], Endpoint: params["endpoint"]}
-	if r, ok := params["region"]; ok && !regionName.MatchString(r) {
+	if r, ok := params["region"]; ok && !isRegion(r) {
 		return Location{}, nil, fmt.Errorf("%q: region: %q is not the name of a region, such as eu-central-1", raw, r)
 	}
 	if e, ok := params["endpoint"]; ok {

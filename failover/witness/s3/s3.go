@@ -13,7 +13,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"regexp"
 	"strings"
 	"sync"
 	"time"
@@ -248,9 +247,9 @@ func (s *Store) failed(ctx context.Context, err error) error {
 
 // An ETag has 32 hexadecimal digits, and more for what was uploaded in parts or encrypted;
 // other servers draw theirs.
-var etag = regexp.MustCompile(`^[0-9A-Za-z+/=_.:-]{8,128}$`)
-
-func validVersion(v string) bool { return etag.MatchString(v) }
+func validVersion(v string) bool {
+	return len(v) >= 8 && len(v) <= 128 && !strings.ContainsFunc(v, func(r rune) bool { return r <= ' ' || r >= 0x7f || r == '"' })
+}
 
 // Scratch returns a register of its own for witness.Probe, in an object beside this one's.
 // What a killed agent left of its own is removed on the way, where listing is allowed.
@@ -267,7 +266,10 @@ func (s *Store) Scratch(ctx context.Context, name string) (register.Register, fu
 }
 
 // The whole of a name that the probe draws: never an object of somebody else's.
-var scratchName = regexp.MustCompile(`^\.probe-[A-Z2-7]{26}$`)
+func isScratch(rest string) bool {
+	name, ok := strings.CutPrefix(rest, ".probe-")
+	return ok && len(name) == 26 && strings.Trim(name, "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567") == ""
+}
 
 // removeOld does what it can: the next one tries again.
 func (s *Store) removeOld(ctx context.Context, api *s3.Client) {
@@ -277,7 +279,7 @@ func (s *Store) removeOld(ctx context.Context, api *s3.Client) {
 	}
 	for _, o := range out.Contents {
 		key := aws.ToString(o.Key)
-		if rest, ok := strings.CutPrefix(key, s.cfg.Key); ok && scratchName.MatchString(rest) && o.LastModified != nil && time.Since(*o.LastModified) > scratchLife {
+		if rest, ok := strings.CutPrefix(key, s.cfg.Key); ok && isScratch(rest) && o.LastModified != nil && time.Since(*o.LastModified) > scratchLife {
 			_, _ = api.DeleteObject(ctx, &s3.DeleteObjectInput{Bucket: &s.cfg.Bucket, Key: &key}, once)
 		}
 	}
