@@ -147,7 +147,7 @@ func open(cfg *config.Config, log *slog.Logger) (*Agent, error) {
 	if free < 0 {
 		return nil, fmt.Errorf("the metadata of %s has no room for another peer", cfg.Volume.Device)
 	}
-	if a.store, err = witness.Open(cfg.Witness, cfg.Dir); err != nil {
+	if a.store, err = openWitness(cfg); err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -285,6 +285,7 @@ func (a *Agent) run(ctx context.Context) (err error) {
 	front.Go(func() error { return a.stand.runService(frontCtx) })
 	front.Go(func() error { return a.stand.runAWS(frontCtx) })
 	front.Go(func() error { a.runOthers(frontCtx); return nil })
+	front.Go(func() error { a.runKeeper(frontCtx); return nil })
 	front.Go(func() error { return a.stand.hook.Run(frontCtx) })
 	front.Go(func() error { return a.runProbe(frontCtx) })
 	// The peers have connections of their own: theirs cannot use up the operator's.

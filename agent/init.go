@@ -12,7 +12,6 @@ import (
 	"tandem/blockrepl/disk"
 	"tandem/blockrepl/meta"
 	"tandem/failover/record"
-	"tandem/failover/witness"
 )
 
 // InitOptions of Init.
@@ -61,7 +60,7 @@ func Init(ctx context.Context, cfg *config.Config, opts InitOptions, out io.Writ
 // is asked and not the operator: an id that is typed is an id that is mistyped,
 // and the old disk may be gone with everything that was on it.
 func replaced(ctx context.Context, cfg *config.Config) (uint64, error) {
-	store, err := witness.Open(cfg.Witness, cfg.Dir)
+	store, err := openWitness(cfg)
 	if err != nil {
 		return 0, fmt.Errorf("witness: %w", err)
 	}

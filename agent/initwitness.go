@@ -45,7 +45,7 @@ func InitWitness(ctx context.Context, cfg *config.Config, confirm func(text stri
 	case s.Inconsistent:
 		return fmt.Errorf("the copy of node %s is Inconsistent: it is no state that the data ever had. Do this on the node that was primary", cfg.Node)
 	}
-	store, err := witness.Open(cfg.Witness, cfg.Dir)
+	store, err := openWitness(cfg)
 	if err != nil {
 		return fmt.Errorf("witness: %w", err)
 	}

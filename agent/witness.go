@@ -7,10 +7,25 @@ import (
 	"sync"
 	"time"
 
+	"tandem/agent/config"
 	"tandem/failover"
+	"tandem/failover/awsclient"
 	"tandem/failover/record"
 	"tandem/failover/witness"
 )
+
+// openWitness opens the config's witness. Nobody is asked yet.
+func openWitness(cfg *config.Config) (witness.Store, error) {
+	return witness.OpenOn(cfg.Witness, cfg.Dir, awsclient.Options{Region: cfg.AWS.Region, Metadata: cfg.AWS.Metadata})
+}
+
+// runKeeper has what the witness needs at hand before it is asked: it is asked for changes
+// only, and credentials may have ended since the last one.
+func (a *Agent) runKeeper(ctx context.Context) {
+	if k, ok := a.store.(witness.Keeper); ok {
+		k.Keep(ctx, func(err error) { a.log.Warn("the witness may not be reached when it is needed", "err", err) })
+	}
+}
 
 // probe is what is known of the store's conditions.
 //

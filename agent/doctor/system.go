@@ -70,7 +70,9 @@ func ThisMachine(cfg *config.Config, peer func(context.Context, string) (Facts, 
 	state, _, _ := strings.Cut(os.Getenv("STATE_DIRECTORY"), ":")
 	return System{
 		Root: "/", Now: time.Now, LookPath: lookPath, Agent: agentAt, Block: blockName, Claim: claim, Metadata: metadata,
-		Witness:  witness.Open,
+		Witness: func(raw, baseDir string) (witness.Store, error) {
+			return witness.OpenOn(raw, baseDir, awsclient.Options{Region: cfg.AWS.Region, Metadata: cfg.AWS.Metadata})
+		},
 		Peer:     peer,
 		StateDir: state,
 		Instance: instance.New(loader),

@@ -1,6 +1,7 @@
 package witness
 
 import (
+	"cmp"
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
@@ -18,7 +19,11 @@ import (
 // Open returns the store that raw names. A relative path is relative to baseDir,
 // the folder of the config file. The files of TLS are read; nothing is created
 // and nobody is asked yet.
-func Open(raw, baseDir string) (Store, error) {
+func Open(raw, baseDir string) (Store, error) { return OpenOn(raw, baseDir, awsclient.Options{}) }
+
+// OpenOn is Open where the config says how AWS is reached. What the URL says itself counts
+// first; an endpoint of on is another service's and does not count.
+func OpenOn(raw, baseDir string, on awsclient.Options) (Store, error) {
 	loc, err := location.Parse(raw)
 	if err != nil {
 		return nil, fmt.Errorf("witness: %w", err)
@@ -36,9 +41,9 @@ func Open(raw, baseDir string) (Store, error) {
 		}
 		s, err = etcd.New(c)
 	case "s3":
-		s, err = s3.New(s3.Config{Bucket: loc.Name, Key: loc.Path, PathStyle: loc.PathStyle, AWS: loader(&loc)})
+		s, err = s3.New(s3.Config{Bucket: loc.Name, Key: loc.Path, PathStyle: loc.PathStyle, AWS: loader(&loc, on)})
 	case "dynamodb":
-		s, err = dynamodb.New(dynamodb.Config{Table: loc.Name, Key: loc.Path, HashKey: loc.HashKey, AWS: loader(&loc)})
+		s, err = dynamodb.New(dynamodb.Config{Table: loc.Name, Key: loc.Path, HashKey: loc.HashKey, AWS: loader(&loc, on)})
 	}
 	if err != nil {
 		return nil, fmt.Errorf("witness: %w", err)
@@ -46,8 +51,8 @@ func Open(raw, baseDir string) (Store, error) {
 	return s, nil
 }
 
-func loader(l *location.Location) *awsclient.Loader {
-	return awsclient.New(awsclient.Options{Region: l.Region, Endpoint: l.Endpoint})
+func loader(l *location.Location, on awsclient.Options) *awsclient.Loader {
+	return awsclient.New(awsclient.Options{Region: cmp.Or(l.Region, on.Region), Endpoint: l.Endpoint, Metadata: on.Metadata})
 }
 
 func tlsConfig(l *location.Location, baseDir string) (*tls.Config, error) {

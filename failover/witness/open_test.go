@@ -7,6 +7,10 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
+
+	"tandem/failover/awsclient"
+	"tandem/failover/awsclient/awstest"
 )
 
 func errText(err error) string {
@@ -63,6 +67,44 @@ func TestOpenTLS(t *testing.T) {
 			if err := s.Close(); err != nil {
 				t.Error(err)
 			}
+		}
+	}
+}
+
+// A store of AWS's takes the region of the URL before that of the config, and its credentials
+// from the instance, before the first request.
+func TestOpenOnInstance(t *testing.T) {
+	awstest.Environ(t)
+	t.Setenv("AWS_EC2_METADATA_DISABLED", "false")
+	for _, k := range []string{"AWS_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"} {
+		if err := os.Unsetenv(k); err != nil {
+			t.Fatal(err)
+		}
+	}
+	endpoint := awstest.StartFakeS3(t, "tandem")
+	m := awstest.StartMetadata(t, awstest.Identity{InstanceID: "i-1"})
+	for _, region := range []string{"", "eu-central-1"} {
+		s, err := OpenOn(s3URL(endpoint, "tandem")("k"+region), ".", awsclient.Options{Region: region, Endpoint: "http://127.0.0.1:1", Metadata: m.URL})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			s.(Keeper).Keep(ctx, func(err error) { t.Error(err) })
+		}()
+		for end := time.Now().Add(10 * time.Second); m.Requests() < 3 && time.Now().Before(end); {
+			time.Sleep(5 * time.Millisecond)
+		}
+		cas(t, s, "", "x")
+		m.Down(true) // not asked again for each request
+		holds(t, s, "x", "")
+		m.Down(false)
+		cancel()
+		<-done
+		if err := s.Close(); err != nil {
+			t.Error(err)
 		}
 	}
 }

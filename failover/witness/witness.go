@@ -28,6 +28,13 @@ type Store interface {
 	Close() error
 }
 
+// Keeper is a Store that needs something to be asked, credentials that end, and that has it
+// at hand before a request needs it.
+type Keeper interface {
+	// Keep runs until ctx has ended, and tells failed what could not be had.
+	Keep(ctx context.Context, failed func(error))
+}
+
 var (
 	// ErrConflict means that the condition of a CAS failed: definitely not written.
 	ErrConflict = register.ErrConflict

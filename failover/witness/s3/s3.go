@@ -67,6 +67,9 @@ func New(cfg Config) (*Store, error) {
 	return &Store{cfg: cfg}, nil
 }
 
+// Keep has the region and the credentials at hand, see witness.Keeper.
+func (s *Store) Keep(ctx context.Context, failed func(error)) { s.cfg.AWS.Keep(ctx, failed) }
+
 // Close ends the connections that wait for a next request.
 func (s *Store) Close() error {
 	s.cfg.AWS.Close()
