@@ -86,6 +86,13 @@ type geometry struct{ BlockShift uint8 }
 
 // Run serves until ctx ends. It returns when everything it started has ended.
 func Run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
+	err := attached(ctx, cfg, attachPatience, log)
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil // it was ended before it had begun
+		}
+		return err
+	}
 	a, err := open(cfg, log)
 	if err != nil {
 		return err
@@ -107,7 +114,7 @@ func open(cfg *config.Config, log *slog.Logger) (*Agent, error) {
 	a.ops.init()
 	a.events.init()
 
-	o := disk.Options{Path: cfg.Volume.Device, Size: cfg.Volume.Size, Metadata: cfg.Volume.Metadata}
+	o := diskOptions(cfg)
 	d, err := disk.Open(o)
 	// An agent that was killed a moment ago keeps its lock until the kernel
 	// has torn it down, which takes as long as its last disk request.

@@ -11,6 +11,15 @@ import (
 // in a VPC; each is a request in every failover.
 const maxTables = 32
 
+const (
+	// ebsPrefix comes before the id of an EBS volume where a path could be.
+	ebsPrefix = "ebs:"
+
+	// ebsLink and the id without its dash are the name that udev gives an EBS volume on
+	// an instance with NVMe.
+	ebsLink = "/dev/disk/by-id/nvme-Amazon_Elastic_Block_Store_"
+)
+
 // AWS is how AWS is reached; every value may be empty.
 type AWS struct {
 	Region   string // empty: AWS_REGION, the shared config, or the instance's own
@@ -127,6 +136,24 @@ func hostPrefix(text string) (netip.Prefix, error) {
 	}
 	return netip.ParsePrefix(text)
 }
+
+// device reads volume.device: a path, or an EBS volume by its id.
+func (f field) device(v *Volume) bool {
+	text, ok := f.text()
+	if !ok || !strings.HasPrefix(text, ebsPrefix) {
+		return f.path(&v.Device)
+	}
+	id := strings.TrimPrefix(text, ebsPrefix)
+	digits, found := strings.CutPrefix(id, "vol-")
+	if !found || len(digits) != 8 && len(digits) != 17 || strings.ContainsFunc(digits, func(r rune) bool { return !hexDigit(r) }) {
+		f.fail("%q is not an EBS volume: write ebs:vol- and its 8 or 17 digits, 0 to 9 and a to f, such as ebs:vol-0123456789abcdef0", text)
+		return false
+	}
+	v.EBS, v.Device = id, ebsLink+"vol"+digits
+	return true
+}
+
+func hexDigit(r rune) bool { return r >= '0' && r <= '9' || r >= 'a' && r <= 'f' }
 
 // awsID reads an id of AWS's: a kind and 8 or 17 digits, as AWS has given them out; their
 // number is not checked, since nothing promises it.

@@ -53,7 +53,8 @@ type Peer struct {
 
 // Volume is the local disk.
 type Volume struct {
-	Device      string
+	Device      string        // path; of an EBS volume the link that udev makes when it is attached
+	EBS         string        // id of an EBS volume, vol-…; empty: Device was named itself
 	Size        int64         // bytes; 0: all of the block device
 	Metadata    string        // path; empty: internal, at the end of the device
 	Protocol    string        // "C"
@@ -127,7 +128,7 @@ func Load(path string) (*Config, error) {
 // Parse reads the content of a config file; name stands in errors, dir is what
 // relative paths are relative to. The first mistake in the file is returned as an
 // *Error. The file system is asked one question, whether volume.device is a
-// block device.
+// block device, and not even that of an EBS volume, which may not be attached yet.
 func Parse(name string, data []byte, dir string) (*Config, error) {
 	return parse(name, data, dir, isBlockDevice)
 }

@@ -143,6 +143,7 @@ func (b badConfig) file() []byte {
 // badConfigs are slips, each in the minimal config, and what is said of them.
 func badConfigs() []badConfig {
 	const names = "1 to 63 letters, digits, dots, underscores and dashes, a letter or digit first"
+	const ebs = "write ebs:vol- and its 8 or 17 digits, 0 to 9 and a to f, such as ebs:vol-0123456789abcdef0"
 	const two = "peers: [{node: b, address: 127.0.0.1:1}, "
 	return []badConfig{
 		// the YAML itself
@@ -217,6 +218,16 @@ func badConfigs() []badConfig {
 		{"control: a.sock", "control: " + strings.Repeat("s", 105), "10: control: /d/" + strings.Repeat("s", 105) + " has 108 bytes: the path of a socket can have 107"},
 		{"control: a.sock", "control: ''", "10: control: is empty"},
 		{"volume:", "volume:\n  metadata: ./a.img", "6: volume.metadata: is the device itself: write internal to keep it at the device's end"},
+
+		{"a.img", "'ebs:'", `6: volume.device: "ebs:" is not an EBS volume: ` + ebs},
+		{"a.img", "ebs:vol0123456789abcdef0", `6: volume.device: "ebs:vol0123456789abcdef0" is not an EBS volume: ` + ebs},
+		{"a.img", "ebs:vol-0123456789abcde", `6: volume.device: "ebs:vol-0123456789abcde" is not an EBS volume: ` + ebs},
+		{"a.img", "ebs:vol-0123456789abcdef01", `6: volume.device: "ebs:vol-0123456789abcdef01" is not an EBS volume: ` + ebs},
+		{"a.img", "ebs:vol-0123456789ABCDEF0", `6: volume.device: "ebs:vol-0123456789ABCDEF0" is not an EBS volume: ` + ebs},
+		{"a.img", "ebs:snap-01234567", `6: volume.device: "ebs:snap-01234567" is not an EBS volume: ` + ebs},
+		{"a.img", `"ebs:vol-../../.."`, `6: volume.device: "ebs:vol-../../.." is not an EBS volume: ` + ebs},
+		{"a.img", "{ebs: vol-01234567}", "6: volume.device: is a list, a single value is expected"},
+		{"volume:\n  device: a.img", "volume:\n  metadata: " + ebsLink + "vol01234567\n  device: ebs:vol-01234567", "6: volume.metadata: is the device itself: write internal to keep it at the device's end"},
 
 		// sizes, durations, numbers
 		{"1GiB", "1073741824", "7: volume.size: 1073741824 has no unit: write B, KiB, MiB, GiB or TiB (or kB, MB, GB, TB)"},
@@ -585,6 +596,30 @@ func TestExamples(t *testing.T) {
 	}
 }
 
+// An EBS volume is named by its id. The file system is not asked about it.
+func TestEBS(t *testing.T) {
+	for id, link := range map[string]string{
+		"vol-0123456789abcdef0": "/dev/disk/by-id/nvme-Amazon_Elastic_Block_Store_vol0123456789abcdef0",
+		"vol-01234567":          "/dev/disk/by-id/nvme-Amazon_Elastic_Block_Store_vol01234567",
+	} {
+		for _, size := range []string{"", "\n  size: 1GiB"} {
+			text := strings.Replace(minimal, "a.img\n  size: 1GiB", "ebs:"+id+size, 1)
+			c, err := parse("x", []byte(text), "/d", func(path string) bool { t.Error("asked about", path); return false })
+			if err != nil {
+				t.Fatal(err)
+			}
+			if c.Volume.EBS != id || c.Volume.Device != link || (c.Volume.Size == 0) != (size == "") {
+				t.Errorf("%+v", c.Volume)
+			}
+		}
+	}
+	// A file can be called so all the same.
+	c, err := parse("x", []byte(strings.Replace(minimal, "a.img", "./ebs:vol-01234567", 1)), "/d", noBlock)
+	if err != nil || c.Volume.EBS != "" || c.Volume.Device != "/d/ebs:vol-01234567" {
+		t.Errorf("%+v %v", c, err)
+	}
+}
+
 // /dev/null is a device, but no block device.
 func TestIsBlockDevice(t *testing.T) {
 	for _, path := range []string{"/dev/null", "/", "/does/not/exist"} {
@@ -610,6 +645,7 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte(minimal + "service: [{nfs: {ports: [2049]}}, {mount: {}}]\n"))
 	f.Add([]byte(minimal + "service: [{nbd: {device: /dev/nbd0, connections: 16}, timeout: 30s}]\n"))
 	f.Add([]byte(minimal + stacked))
+	f.Add([]byte(strings.Replace(minimal, "a.img\n  size: 1GiB", "ebs:vol-0123456789abcdef0", 1)))
 	for _, tc := range badSteps() {
 		f.Add(tc.text())
 	}
@@ -625,7 +661,7 @@ func FuzzParse(f *testing.F) {
 		if c.Cluster == "" || c.Node == "" || c.Listen == "" || c.Control == "" || c.NBD.Socket == "" || c.Witness == "" {
 			t.Fatalf("a required key is empty: %+v", c)
 		}
-		if c.Volume.Size <= 0 || c.Volume.Size%blockSize != 0 || len(c.Peers) > maxPeers || c.Link.Flows != 1 {
+		if c.Volume.Size <= 0 && c.Volume.EBS == "" || c.Volume.Size%blockSize != 0 || len(c.Peers) > maxPeers || c.Link.Flows != 1 {
 			t.Fatalf("%+v", c)
 		}
 		if c.Failover.Lease < 2*c.Failover.Heartbeat || c.Failover.Heartbeat < minHeartbeat {

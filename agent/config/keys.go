@@ -105,7 +105,7 @@ func (d *decoder) volume(f field, c *Config, isBlock func(string) bool) {
 	if !ok {
 		return
 	}
-	m.required("device").path(&c.Volume.Device)
+	m.required("device").device(&c.Volume)
 	if size := m.optional("size"); size.present() {
 		if size.size(&c.Volume.Size) {
 			switch {
@@ -117,7 +117,7 @@ func (d *decoder) volume(f field, c *Config, isBlock func(string) bool) {
 				size.fail("is more than 16TiB")
 			}
 		}
-	} else if c.Volume.Device != "" && !isBlock(c.Volume.Device) {
+	} else if c.Volume.Device != "" && c.Volume.EBS == "" && !isBlock(c.Volume.Device) {
 		size.fail(missingMsg+", because %s is not a block device", c.Volume.Device)
 	}
 	if md := m.optional("metadata"); md.present() {
