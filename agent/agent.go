@@ -39,6 +39,7 @@ import (
 	"tandem/blockrepl/link"
 	"tandem/blockrepl/meta"
 	"tandem/failover"
+	"tandem/failover/awsclient/nodeaddr"
 	"tandem/failover/witness"
 	"tandem/nbd"
 )
@@ -51,6 +52,7 @@ type Agent struct {
 	store witness.Store
 	probe probe
 	links *link.Manager
+	where *nodeaddr.Finder // of the peers that are named by tag; nil: by address
 
 	mu        sync.Mutex
 	node      *node.Node
@@ -184,6 +186,9 @@ func open(cfg *config.Config, log *slog.Logger) (*Agent, error) {
 		return nil, err
 	}
 	lc := link.Config{Self: cfg.Node, Cluster: cfg.Cluster, Listen: cfg.Listen, Handler: (*linkHandler)(a), Log: log, UserTimeout: cfg.Link.PeerTimeout}
+	if a.where = newFinder(cfg, a.stand.aws, log); a.where != nil {
+		lc.Finder = a.where
+	}
 	for _, p := range cfg.Peers {
 		lc.Peers = append(lc.Peers, link.Peer{Node: p.Node, Address: p.Address})
 	}
@@ -217,6 +222,9 @@ func (a *Agent) run(ctx context.Context) (err error) {
 	}
 	begun := false
 	defer func() {
+		if a.where != nil {
+			a.where.Close()
+		}
 		if !begun { // nothing runs yet: leave nothing behind
 			_ = errors.Join(ctl.Close(), a.disk.Close(), a.store.Close())
 		}

@@ -20,6 +20,9 @@ const (
 	ebsLink = "/dev/disk/by-id/nvme-Amazon_Elastic_Block_Store_"
 )
 
+// maxTag is how long AWS lets the key of a tag be.
+const maxTag = 128
+
 // AWS is how AWS is reached; every value may be empty.
 type AWS struct {
 	Region   string // empty: AWS_REGION, the shared config, or the instance's own
@@ -59,6 +62,60 @@ func (f field) serviceURL(to *string, example string) bool {
 	u, err := url.Parse(text)
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
 		f.fail("%q is not the URL of a service, such as %s", text, example)
+		return false
+	}
+	return set(to, text, true)
+}
+
+// taggedPeers reads peers that are found by a tag of their instances.
+func (d *decoder) taggedPeers(f field, c *Config) {
+	m, ok := f.fields("tag", "nodes", "port")
+	if !ok {
+		return
+	}
+	var tag string
+	if f := m.required("tag"); f.tag(&tag) && tag == "tandem:cluster" {
+		f.fail("tandem:cluster has the cluster's name, and is looked at anyway: name the tag that has the node's, such as tandem:node")
+	}
+	var port uint16
+	m.required("port").port(&port)
+	nodes := m.required("nodes")
+	items, ok := nodes.items()
+	switch {
+	case !ok:
+		return
+	case len(items) == 0:
+		nodes.fail("is empty: write peers: [] for a node without peers")
+	case len(items) > maxPeers:
+		nodes.fail("%d peers: at most %d are possible", len(items), maxPeers)
+	}
+	for _, item := range items {
+		p := Peer{Tag: tag, Port: port}
+		if !item.name(&p.Node) {
+			continue
+		}
+		if _, twice := c.Peer(p.Node); twice {
+			item.fail("%s is named twice", p.Node)
+		}
+		c.Peers = append(c.Peers, p)
+	}
+}
+
+// byTag says that the peer is on an instance of EC2's, which no loopback address is. It is
+// false while one of its keys is missing: that is what is reported.
+func (p Peer) byTag() bool { return p.Tag != "" && p.Port != 0 }
+
+// tag reads the key of a tag: what AWS allows everywhere. Its * and ? would be patterns.
+func (f field) tag(to *string) bool {
+	text, ok := f.text()
+	if !ok {
+		return false
+	}
+	if text == "" || len(text) > maxTag || strings.TrimSpace(text) != text ||
+		strings.ContainsFunc(text, func(r rune) bool {
+			return !lowerOrDigit(r) && (r < 'A' || r > 'Z') && !strings.ContainsRune(" +-=._:/@", r)
+		}) {
+		f.fail("%q is not the key of a tag, such as tandem:node: 1 to %d letters, digits, blanks and + - = . _ : / @", text, maxTag)
 		return false
 	}
 	return set(to, text, true)

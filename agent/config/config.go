@@ -48,7 +48,12 @@ type Config struct {
 // Peer is another node of the cluster.
 type Peer struct {
 	Node    string
-	Address string // host:port
+	Address string // host:port; empty: it is found by Tag
+
+	// Tag is the tag of EC2's that has Node as its value on the peer's instance, and Port
+	// where the peer listens on that instance's private address. Empty: it has an Address.
+	Tag  string
+	Port uint16
 }
 
 // Volume is the local disk.
@@ -105,6 +110,15 @@ func (c *Config) Peer(node string) (Peer, bool) {
 		}
 	}
 	return Peer{}, false
+}
+
+// PeersByTag returns the tag by which EC2 knows where the peers are, and their port. It is
+// empty if they have addresses.
+func (c *Config) PeersByTag() (tag string, port uint16) {
+	if len(c.Peers) == 0 {
+		return "", 0
+	}
+	return c.Peers[0].Tag, c.Peers[0].Port
 }
 
 // Load reads the file at path. Relative paths in it are relative to its folder.

@@ -109,9 +109,10 @@ func (c *Config) AttachesNBD() bool {
 	return slices.ContainsFunc(c.Service, func(s Step) bool { return s.NBD != nil })
 }
 
-// UsesAWS says whether a step has to ask AWS.
+// UsesAWS says whether a step has to ask AWS, or whoever looks for a peer.
 func (c *Config) UsesAWS() bool {
-	return slices.ContainsFunc(c.Service, func(s Step) bool { return s.EIP != nil || s.PrivateIP != nil || s.OverlayRoute != nil })
+	tag, _ := c.PeersByTag()
+	return tag != "" || slices.ContainsFunc(c.Service, func(s Step) bool { return s.EIP != nil || s.PrivateIP != nil || s.OverlayRoute != nil })
 }
 
 // ServiceAddresses returns the addresses of all steps that the host itself has, in their
