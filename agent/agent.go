@@ -39,6 +39,7 @@ import (
 	"tandem/blockrepl/link"
 	"tandem/blockrepl/meta"
 	"tandem/failover"
+	"tandem/failover/awsclient/nodeaddr"
 	"tandem/failover/witness"
 	"tandem/nbd"
 )
@@ -51,6 +52,7 @@ type Agent struct {
 	store witness.Store
 	probe probe
 	links *link.Manager
+	where *nodeaddr.Finder // of the peers that are named by tag; nil: by address
 
 	mu        sync.Mutex
 	node      *node.Node
@@ -87,6 +89,13 @@ type geometry struct{ BlockShift uint8 }
 
 // Run serves until ctx ends. It returns when everything it started has ended.
 func Run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
+	err := attached(ctx, cfg, attachPatience, log)
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil // it was ended before it had begun
+		}
+		return err
+	}
 	a, err := open(cfg, log)
 	if err != nil {
 		return err
@@ -108,7 +117,7 @@ func open(cfg *config.Config, log *slog.Logger) (*Agent, error) {
 	a.ops.init()
 	a.events.init()
 
-	o := disk.Options{Path: cfg.Volume.Device, Size: cfg.Volume.Size, Metadata: cfg.Volume.Metadata}
+	o := diskOptions(cfg)
 	d, err := disk.Open(o)
 	// An agent that was killed a moment ago keeps its lock until the kernel
 	// has torn it down, which takes as long as its last disk request.
@@ -179,6 +188,9 @@ func open(cfg *config.Config, log *slog.Logger) (*Agent, error) {
 	}
 	a.initOthers()
 	lc := link.Config{Self: cfg.Node, Cluster: cfg.Cluster, Listen: cfg.Listen, Handler: (*linkHandler)(a), Log: log, UserTimeout: cfg.Link.PeerTimeout}
+	if a.where = newFinder(cfg, a.stand.aws, log); a.where != nil {
+		lc.Finder = a.where
+	}
 	for _, p := range cfg.Peers {
 		lc.Peers = append(lc.Peers, link.Peer{Node: p.Node, Address: p.Address})
 	}
@@ -212,6 +224,9 @@ func (a *Agent) run(ctx context.Context) (err error) {
 	}
 	begun := false
 	defer func() {
+		if a.where != nil {
+			a.where.Close()
+		}
 		if !begun { // nothing runs yet: leave nothing behind
 			_ = errors.Join(ctl.Close(), a.disk.Close(), a.store.Close())
 		}

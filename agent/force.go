@@ -79,7 +79,7 @@ func (a *Agent) checkForce(ctx context.Context, off bool) (string, error) {
 		return "", nil // the first promotion takes nothing from anybody
 	}
 	old := control.NodeStatus{Node: rec.Primary, Error: "the config does not name it"}
-	others := AskPeers(ctx, a.cfg, "")
+	others := askPeers(ctx, a.cfg, a.where, "")
 	for i := range others {
 		a.keepWord(&others[i])
 		if others[i].Node == rec.Primary {
@@ -188,7 +188,7 @@ func (a *Agent) handleForget(ctx context.Context, req control.Request, send func
 	}
 	_, named := a.cfg.Peer(node)
 	if named {
-		if n := askPeer(ctx, a.cfg, node, ""); n.Status != nil {
+		if n := askPeer(ctx, a.cfg, a.where, node, ""); n.Status != nil {
 			return &control.Refused{Text: fmt.Sprintf("node %s answers: only a node that is gone for good is forgotten. Stop its agent first", node)}
 		}
 	}

@@ -45,8 +45,10 @@ func Init(ctx context.Context, cfg *config.Config, opts InitOptions, out io.Writ
 		// zero, so the time of day is above any that there was.
 		s.Mark = uint64(time.Now().Unix())
 	}
-	o := disk.Options{Path: cfg.Volume.Device, Size: cfg.Volume.Size, Metadata: cfg.Volume.Metadata}
-	if err := disk.Init(o, opts.Force, s); err != nil {
+	if err := attached(ctx, cfg, 0, nil); err != nil {
+		return err
+	}
+	if err := disk.Init(diskOptions(cfg), opts.Force, s); err != nil {
 		return err
 	}
 	fmt.Fprintf(out, "%s: metadata of node %s written, volume of %d bytes, disk id %016x\n", cfg.Volume.Device, cfg.Node, s.VolumeSize, s.DiskID)
@@ -94,8 +96,11 @@ func replaced(ctx context.Context, cfg *config.Config) (uint64, error) {
 const replaceLimit = 10 * time.Second
 
 // DumpMetadata prints the metadata of a copy; its agent may be running.
-func DumpMetadata(_ context.Context, cfg *config.Config, out io.Writer) error {
-	st, err := disk.Inspect(disk.Options{Path: cfg.Volume.Device, Size: cfg.Volume.Size, Metadata: cfg.Volume.Metadata})
+func DumpMetadata(ctx context.Context, cfg *config.Config, out io.Writer) error {
+	if err := attached(ctx, cfg, 0, nil); err != nil {
+		return err
+	}
+	st, err := disk.Inspect(diskOptions(cfg))
 	if err != nil {
 		return err
 	}

@@ -24,7 +24,10 @@ import (
 // about to happen and says whether to go on; it is not asked where nothing is wrong
 // with the record, where a peer serves, or where one has seen more than this node.
 func InitWitness(ctx context.Context, cfg *config.Config, confirm func(text string) error, out io.Writer) error {
-	d, err := disk.Open(disk.Options{Path: cfg.Volume.Device, Size: cfg.Volume.Size, Metadata: cfg.Volume.Metadata})
+	if err := attached(ctx, cfg, 0, nil); err != nil {
+		return err
+	}
+	d, err := disk.Open(diskOptions(cfg))
 	if errors.Is(err, disk.ErrInUse) {
 		return fmt.Errorf("%s is in use: stop the agent of node %s first, it is to start with the new record", cfg.Volume.Device, cfg.Node)
 	}

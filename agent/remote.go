@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"sync"
 	"syscall"
@@ -15,6 +16,8 @@ import (
 	"tandem/agent/control"
 	"tandem/agent/doctor"
 	"tandem/blockrepl/link"
+	"tandem/failover/awsclient"
+	"tandem/failover/awsclient/nodeaddr"
 )
 
 // peerLimit is how long a peer may take to say how it is. Whoever asks wants a
@@ -24,11 +27,17 @@ const peerLimit = time.Second
 // DialPeer opens a control connection to a peer, with the certificate of the
 // node that cfg is of. It needs no agent on this machine.
 func DialPeer(ctx context.Context, cfg *config.Config, node string) (net.Conn, error) {
-	p, ok := cfg.Peer(node)
-	if !ok {
-		return nil, fmt.Errorf("%s knows no node %s", cfg.File, node)
+	where, done := finder(cfg)
+	defer done()
+	address, err := peerAddress(ctx, cfg, where, node)
+	if err != nil {
+		return nil, err
 	}
-	d := link.ControlDial{Self: cfg.Node, Cluster: cfg.Cluster, Node: node, Address: p.Address}
+	return dialPeer(ctx, cfg, where, node, address)
+}
+
+func dialPeer(ctx context.Context, cfg *config.Config, where *nodeaddr.Finder, node, address string) (net.Conn, error) {
+	d := link.ControlDial{Self: cfg.Node, Cluster: cfg.Cluster, Node: node, Address: address}
 	if !cfg.TLS.Insecure {
 		// Read anew each time: a certificate that was renewed counts at once.
 		tc, err := certs.ClientConfig(cfg.TLS.CA, cfg.TLS.Cert, cfg.TLS.Key, cfg.Cluster, cfg.Node, node)
@@ -40,28 +49,84 @@ func DialPeer(ctx context.Context, cfg *config.Config, node string) (net.Conn, e
 	}
 	c, err := link.DialControl(ctx, d)
 	if err != nil {
+		if where != nil {
+			where.Failed(node, address)
+		}
 		return nil, fmt.Errorf("node %s cannot be asked: %w", node, err)
 	}
 	return c, nil
 }
 
+// newFinder returns who finds the peers of cfg that are named by tag, or nil.
+func newFinder(cfg *config.Config, aws *awsclient.Loader, log *slog.Logger) *nodeaddr.Finder {
+	tag, port := cfg.PeersByTag()
+	if tag == "" {
+		return nil
+	}
+	return nodeaddr.New(nodeaddr.Config{Cluster: cfg.Cluster, Tag: tag, Port: port, Loader: aws, Log: log})
+}
+
+// finder is newFinder for one question, without an agent.
+func finder(cfg *config.Config) (where *nodeaddr.Finder, done func()) {
+	aws := newLoader(cfg)
+	where = newFinder(cfg, aws, nil)
+	return where, func() {
+		if where != nil {
+			where.Close()
+			aws.Close()
+		}
+	}
+}
+
+func newLoader(cfg *config.Config) *awsclient.Loader {
+	return awsclient.New(awsclient.Options{Region: cfg.AWS.Region, Endpoint: cfg.AWS.Endpoint, Metadata: cfg.AWS.Metadata})
+}
+
+// peerAddress is where a peer listens.
+func peerAddress(ctx context.Context, cfg *config.Config, where *nodeaddr.Finder, node string) (string, error) {
+	p, ok := cfg.Peer(node)
+	switch {
+	case !ok:
+		return "", fmt.Errorf("%s knows no node %s", cfg.File, node)
+	case where == nil:
+		return p.Address, nil
+	}
+	address, err := where.Address(ctx, node)
+	if err != nil {
+		return "", fmt.Errorf("node %s cannot be asked: %w", node, err)
+	}
+	return address, nil
+}
+
 // AskPeers asks every peer of cfg's node how it is, all at once, each for at most
 // a second. The order is that of the config.
 func AskPeers(ctx context.Context, cfg *config.Config, origin string) []control.NodeStatus {
+	where, done := finder(cfg)
+	defer done()
+	return askPeers(ctx, cfg, where, origin)
+}
+
+func askPeers(ctx context.Context, cfg *config.Config, where *nodeaddr.Finder, origin string) []control.NodeStatus {
 	out := make([]control.NodeStatus, len(cfg.Peers))
 	var asked sync.WaitGroup
 	for i, p := range cfg.Peers {
-		asked.Go(func() { out[i] = askPeer(ctx, cfg, p.Node, origin) })
+		asked.Go(func() { out[i] = askPeer(ctx, cfg, where, p.Node, origin) })
 	}
 	asked.Wait()
 	return out
 }
 
-func askPeer(ctx context.Context, cfg *config.Config, node, origin string) control.NodeStatus {
+func askPeer(ctx context.Context, cfg *config.Config, where *nodeaddr.Finder, node, origin string) control.NodeStatus {
 	n := control.NodeStatus{Node: node}
+	// Where it is, AWS has to be asked, which has limits of its own.
+	address, err := peerAddress(ctx, cfg, where, node)
+	if err != nil {
+		n.Error = err.Error()
+		return n
+	}
 	ctx, cancel := context.WithTimeout(ctx, peerLimit)
 	defer cancel()
-	c, err := DialPeer(ctx, cfg, node)
+	c, err := dialPeer(ctx, cfg, where, node, address)
 	if err == nil {
 		var data json.RawMessage
 		if data, err = control.CallConn(ctx, c, control.Request{Verb: "status", Origin: origin}, nil); err == nil {
@@ -107,7 +172,7 @@ func (a *Agent) facts(ctx context.Context) doctor.Facts {
 
 // cluster is the status of all nodes, ours first.
 func (a *Agent) cluster(ctx context.Context, by control.Caller) control.ClusterStatus {
-	peers := AskPeers(ctx, a.cfg, by.User)
+	peers := askPeers(ctx, a.cfg, a.where, by.User)
 	for i := range peers {
 		a.keepWord(&peers[i])
 	}
@@ -157,7 +222,7 @@ func (a *Agent) runWords(ctx context.Context) {
 			apart := a.node.Vol.Peer(i).Replication != "Established" && !a.node.Vol.Serving()
 			a.mu.Unlock()
 			if apart {
-				n := askPeer(ctx, a.cfg, name, "")
+				n := askPeer(ctx, a.cfg, a.where, name, "")
 				a.keepWord(&n)
 			}
 		}
@@ -171,7 +236,11 @@ func (a *Agent) relay(ctx context.Context, req control.Request, send func(contro
 		// One hop: whoever has a certificate can ask that node itself.
 		return &control.Refused{Text: fmt.Sprintf("node %s passes on requests of its own operators only: ask node %s itself", a.cfg.Node, req.Node)}
 	}
-	c, err := DialPeer(ctx, a.cfg, req.Node)
+	address, err := peerAddress(ctx, a.cfg, a.where, req.Node)
+	if err != nil {
+		return &control.Refused{Text: err.Error()}
+	}
+	c, err := dialPeer(ctx, a.cfg, a.where, req.Node, address)
 	if err != nil {
 		return &control.Refused{Text: err.Error()}
 	}

@@ -118,7 +118,7 @@ func newStand(a *Agent) (*stand, error) {
 		return asked
 	}
 	cfg := a.cfg
-	s.aws = awsclient.New(awsclient.Options{Region: cfg.AWS.Region, Endpoint: cfg.AWS.Endpoint, Metadata: cfg.AWS.Metadata})
+	s.aws = newLoader(cfg)
 	// A term that follows it at once is nobody else's in between: its clients' connections are good.
 	s.last = a.node.Vote.Hard().Served
 	var items []service.Item
@@ -602,7 +602,7 @@ func (s *stand) startTerm(ctx context.Context, o order) {
 func (s *stand) runAWS(ctx context.Context) error {
 	if s.a.cfg.UsesAWS() {
 		s.aws.Keep(ctx, func(err error) {
-			s.a.log.Warn("AWS cannot be asked: the service's steps may not start here", "err", err)
+			s.a.log.Warn("AWS cannot be asked: the service's steps may not start here, and peers that are named by tag may not be found", "err", err)
 		})
 	}
 	return nil

@@ -11,6 +11,18 @@ import (
 // in a VPC; each is a request in every failover.
 const maxTables = 32
 
+const (
+	// ebsPrefix comes before the id of an EBS volume where a path could be.
+	ebsPrefix = "ebs:"
+
+	// ebsLink and the id without its dash are the name that udev gives an EBS volume on
+	// an instance with NVMe.
+	ebsLink = "/dev/disk/by-id/nvme-Amazon_Elastic_Block_Store_"
+)
+
+// maxTag is how long AWS lets the key of a tag be.
+const maxTag = 128
+
 // AWS is how AWS is reached; every value may be empty.
 type AWS struct {
 	Region   string // empty: AWS_REGION, the shared config, or the instance's own
@@ -77,6 +89,60 @@ func (f field) serviceURL(to *string, example string) bool {
 	u, err := url.Parse(text)
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
 		f.fail("%q is not the URL of a service, such as %s", text, example)
+		return false
+	}
+	return set(to, text, true)
+}
+
+// taggedPeers reads peers that are found by a tag of their instances.
+func (d *decoder) taggedPeers(f field, c *Config) {
+	m, ok := f.fields("tag", "nodes", "port")
+	if !ok {
+		return
+	}
+	var tag string
+	if f := m.required("tag"); f.tag(&tag) && tag == "tandem:cluster" {
+		f.fail("tandem:cluster has the cluster's name, and is looked at anyway: name the tag that has the node's, such as tandem:node")
+	}
+	var port uint16
+	m.required("port").port(&port)
+	nodes := m.required("nodes")
+	items, ok := nodes.items()
+	switch {
+	case !ok:
+		return
+	case len(items) == 0:
+		nodes.fail("is empty: write peers: [] for a node without peers")
+	case len(items) > maxPeers:
+		nodes.fail("%d peers: at most %d are possible", len(items), maxPeers)
+	}
+	for _, item := range items {
+		p := Peer{Tag: tag, Port: port}
+		if !item.name(&p.Node) {
+			continue
+		}
+		if _, twice := c.Peer(p.Node); twice {
+			item.fail("%s is named twice", p.Node)
+		}
+		c.Peers = append(c.Peers, p)
+	}
+}
+
+// byTag says that the peer is on an instance of EC2's, which no loopback address is. It is
+// false while one of its keys is missing: that is what is reported.
+func (p Peer) byTag() bool { return p.Tag != "" && p.Port != 0 }
+
+// tag reads the key of a tag: what AWS allows everywhere. Its * and ? would be patterns.
+func (f field) tag(to *string) bool {
+	text, ok := f.text()
+	if !ok {
+		return false
+	}
+	if text == "" || len(text) > maxTag || strings.TrimSpace(text) != text ||
+		strings.ContainsFunc(text, func(r rune) bool {
+			return !lowerOrDigit(r) && (r < 'A' || r > 'Z') && !strings.ContainsRune(" +-=._:/@", r)
+		}) {
+		f.fail("%q is not the key of a tag, such as tandem:node: 1 to %d letters, digits, blanks and + - = . _ : / @", text, maxTag)
 		return false
 	}
 	return set(to, text, true)
@@ -154,6 +220,24 @@ func hostPrefix(text string) (netip.Prefix, error) {
 	}
 	return netip.ParsePrefix(text)
 }
+
+// device reads volume.device: a path, or an EBS volume by its id.
+func (f field) device(v *Volume) bool {
+	text, ok := f.text()
+	if !ok || !strings.HasPrefix(text, ebsPrefix) {
+		return f.path(&v.Device)
+	}
+	id := strings.TrimPrefix(text, ebsPrefix)
+	digits, found := strings.CutPrefix(id, "vol-")
+	if !found || len(digits) != 8 && len(digits) != 17 || strings.ContainsFunc(digits, func(r rune) bool { return !hexDigit(r) }) {
+		f.fail("%q is not an EBS volume: write ebs:vol- and its 8 or 17 digits, 0 to 9 and a to f, such as ebs:vol-0123456789abcdef0", text)
+		return false
+	}
+	v.EBS, v.Device = id, ebsLink+"vol"+digits
+	return true
+}
+
+func hexDigit(r rune) bool { return r >= '0' && r <= '9' || r >= 'a' && r <= 'f' }
 
 // awsID reads an id of AWS's: a kind and 8 or 17 digits, as AWS has given them out; their
 // number is not checked, since nothing promises it.

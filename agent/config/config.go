@@ -49,12 +49,18 @@ type Config struct {
 // Peer is another node of the cluster.
 type Peer struct {
 	Node    string
-	Address string // host:port
+	Address string // host:port; empty: it is found by Tag
+
+	// Tag is the tag of EC2's that has Node as its value on the peer's instance, and Port
+	// where the peer listens on that instance's private address. Empty: it has an Address.
+	Tag  string
+	Port uint16
 }
 
 // Volume is the local disk.
 type Volume struct {
-	Device      string
+	Device      string        // path; of an EBS volume the link that udev makes when it is attached
+	EBS         string        // id of an EBS volume, vol-…; empty: Device was named itself
 	Size        int64         // bytes; 0: all of the block device
 	Metadata    string        // path; empty: internal, at the end of the device
 	Protocol    string        // "C"
@@ -107,6 +113,15 @@ func (c *Config) Peer(node string) (Peer, bool) {
 	return Peer{}, false
 }
 
+// PeersByTag returns the tag by which EC2 knows where the peers are, and their port. It is
+// empty if they have addresses.
+func (c *Config) PeersByTag() (tag string, port uint16) {
+	if len(c.Peers) == 0 {
+		return "", 0
+	}
+	return c.Peers[0].Tag, c.Peers[0].Port
+}
+
 // Load reads the file at path. Relative paths in it are relative to its folder.
 func Load(path string) (*Config, error) {
 	dir, err := filepath.Abs(filepath.Dir(path))
@@ -128,7 +143,7 @@ func Load(path string) (*Config, error) {
 // Parse reads the content of a config file; name stands in errors, dir is what
 // relative paths are relative to. The first mistake in the file is returned as an
 // *Error. The file system is asked one question, whether volume.device is a
-// block device.
+// block device, and not even that of an EBS volume, which may not be attached yet.
 func Parse(name string, data []byte, dir string) (*Config, error) {
 	return parse(name, data, dir, isBlockDevice)
 }

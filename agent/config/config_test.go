@@ -55,7 +55,7 @@ func TestContract(t *testing.T) {
 	}
 	want := &Config{
 		File: "a.yaml", Dir: "/etc/tandem", Cluster: "nfs1", Node: "a", Listen: "127.0.0.1:7788",
-		Peers: []Peer{{"b", "127.0.0.1:7789"}},
+		Peers: []Peer{{Node: "b", Address: "127.0.0.1:7789"}},
 		Volume: Volume{Device: "/etc/tandem/a.img", Size: 1 << 30, Metadata: "/etc/tandem/a.md", Protocol: "C",
 			DiskTimeout: 30 * time.Second},
 		NBD: NBD{Socket: "/etc/tandem/a.nbd"}, Control: "/etc/tandem/a.sock", HTTP: "127.0.0.1:9788",
@@ -113,7 +113,7 @@ func TestValues(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.Node != "yes" || c.Peers[0] != (Peer{"1.10", "[::1]:7789"}) || c.Peers[1].Node != "c" {
+	if c.Node != "yes" || c.Peers[0] != (Peer{Node: "1.10", Address: "[::1]:7789"}) || c.Peers[1].Node != "c" {
 		t.Errorf("names as they are written: %q %+v", c.Node, c.Peers)
 	}
 	if c.Volume != (Volume{Device: "/dev/xvdf", Protocol: "C", DiskTimeout: 90 * time.Second}) {
@@ -143,6 +143,8 @@ func (b badConfig) file() []byte {
 // badConfigs are slips, each in the minimal config, and what is said of them.
 func badConfigs() []badConfig {
 	const names = "1 to 63 letters, digits, dots, underscores and dashes, a letter or digit first"
+	const tag = ": 1 to 128 letters, digits, blanks and + - = . _ : / @"
+	const ebs = "write ebs:vol- and its 8 or 17 digits, 0 to 9 and a to f, such as ebs:vol-0123456789abcdef0"
 	const two = "peers: [{node: b, address: 127.0.0.1:1}, "
 	return []badConfig{
 		// the YAML itself
@@ -207,6 +209,28 @@ func badConfigs() []badConfig {
 		{"peers: []", "peers: [{node: b, address: 127.0.0.1:7788}]", "4: peers[0].address: is where this node listens itself"},
 		{"peers: []", two + "{node: c, address: '::1:2'}]", `4: peers[1].address: "::1:2" is not HOST:PORT`},
 		{"peers: []", two + "{node: c, address: localhost:2}, {node: d, address: 127.0.0.1:3}, {node: e, address: 127.0.0.1:4}]", "4: peers: 4 peers: at most 3 are possible"},
+		{"peers: []", "peers: {}", "4: peers.tag: missing: this key is required"},
+		{"peers: []", "peers: {tag: t, port: 1}", "4: peers.nodes: missing: this key is required"},
+		{"peers: []", "peers: {tag: t, nodes: [b]}", "4: peers.port: missing: this key is required"},
+		{"peers: []", "peers: {tags: t, nodes: [b], port: 1}", `4: peers.tags: unknown key, did you mean "tag"?`},
+		{"peers: []", "peers: {node: b, address: 127.0.0.1:1}", "4: peers.node: unknown key, did you mean \"nodes\"?"},
+		{"peers: []", "peers: {tag: '', nodes: [b], port: 1}", `4: peers.tag: "" is not the key of a tag, such as tandem:node` + tag},
+		{"peers: []", "peers: {tag: 'a*', nodes: [b], port: 1}", `4: peers.tag: "a*" is not the key of a tag, such as tandem:node` + tag},
+		{"peers: []", "peers: {tag: ' a', nodes: [b], port: 1}", `4: peers.tag: " a" is not the key of a tag, such as tandem:node` + tag},
+		{"peers: []", "peers: {tag: " + strings.Repeat("t", 129) + ", nodes: [b], port: 1}", `4: peers.tag: "` + strings.Repeat("t", 129) + `" is not the key of a tag, such as tandem:node` + tag},
+		{"peers: []", "peers: {tag: [t], nodes: [b], port: 1}", "4: peers.tag: is a list, a single value is expected"},
+		{"peers: []", "peers: {tag: tandem:cluster, nodes: [b], port: 1}", "4: peers.tag: tandem:cluster has the cluster's name, and is looked at anyway: name the tag that has the node's, such as tandem:node"},
+		{"peers: []", "peers: {tag: t, nodes: b, port: 1}", "4: peers.nodes: is not a list: write [] for an empty one"},
+		{"peers: []", "peers: {tag: t, nodes: [], port: 1}", "4: peers.nodes: is empty: write peers: [] for a node without peers"},
+		{"peers: []", "peers: {tag: t, nodes: [b c], port: 1}", `4: peers.nodes[0]: "b c" is not a name: ` + names},
+		{"peers: []", "peers: {tag: t, nodes: [b, {node: c}], port: 1}", "4: peers.nodes[1]: is a list, a single value is expected"},
+		{"peers: []", "peers: {tag: t, nodes: [b, c, b], port: 1}", "4: peers.nodes[2]: b is named twice"},
+		{"peers: []", "peers: {tag: t, nodes: [b, a], port: 1}", "4: peers.nodes[1]: a is this node itself: peers are the others"},
+		{"peers: []", "peers: {tag: t, nodes: [b, c, d, e], port: 1}", "4: peers.nodes: 4 peers: at most 3 are possible"},
+		{"peers: []", "peers: {tag: t, nodes: [b], port: 0}", `4: peers.port: "0" is not a port from 1 to 65535`},
+		{"peers: []", "peers: {tag: t, nodes: [b], port: 65536}", `4: peers.port: "65536" is not a port from 1 to 65535`},
+		{"peers: []", "peers: !x {tag: t, nodes: [b], port: 1}", "4: peers: tags are not supported: leave out !x"},
+		{"peers: []", "peers: {tag: t, nodes: [b], port: 7789}", "12: tls.insecure: is accepted on loopback addresses only, and b is on an instance of EC2's"},
 		{"", "http: 9788", `14: http: "9788" is not HOST:PORT`},
 		{"", "http: [1]", "14: http: is a list, a single value is expected"},
 
@@ -217,6 +241,16 @@ func badConfigs() []badConfig {
 		{"control: a.sock", "control: " + strings.Repeat("s", 105), "10: control: /d/" + strings.Repeat("s", 105) + " has 108 bytes: the path of a socket can have 107"},
 		{"control: a.sock", "control: ''", "10: control: is empty"},
 		{"volume:", "volume:\n  metadata: ./a.img", "6: volume.metadata: is the device itself: write internal to keep it at the device's end"},
+
+		{"a.img", "'ebs:'", `6: volume.device: "ebs:" is not an EBS volume: ` + ebs},
+		{"a.img", "ebs:vol0123456789abcdef0", `6: volume.device: "ebs:vol0123456789abcdef0" is not an EBS volume: ` + ebs},
+		{"a.img", "ebs:vol-0123456789abcde", `6: volume.device: "ebs:vol-0123456789abcde" is not an EBS volume: ` + ebs},
+		{"a.img", "ebs:vol-0123456789abcdef01", `6: volume.device: "ebs:vol-0123456789abcdef01" is not an EBS volume: ` + ebs},
+		{"a.img", "ebs:vol-0123456789ABCDEF0", `6: volume.device: "ebs:vol-0123456789ABCDEF0" is not an EBS volume: ` + ebs},
+		{"a.img", "ebs:snap-01234567", `6: volume.device: "ebs:snap-01234567" is not an EBS volume: ` + ebs},
+		{"a.img", `"ebs:vol-../../.."`, `6: volume.device: "ebs:vol-../../.." is not an EBS volume: ` + ebs},
+		{"a.img", "{ebs: vol-01234567}", "6: volume.device: is a list, a single value is expected"},
+		{"volume:\n  device: a.img", "volume:\n  metadata: " + ebsLink + "vol01234567\n  device: ebs:vol-01234567", "6: volume.metadata: is the device itself: write internal to keep it at the device's end"},
 
 		// sizes, durations, numbers
 		{"1GiB", "1073741824", "7: volume.size: 1073741824 has no unit: write B, KiB, MiB, GiB or TiB (or kB, MB, GB, TB)"},
@@ -588,7 +622,7 @@ func TestExamples(t *testing.T) {
 	if a.Cluster != b.Cluster || a.Witness != b.Witness || a.Dir != b.Dir || a.Volume.Size != b.Volume.Size {
 		t.Error("they are not of one cluster")
 	}
-	if a.Peers[0] != (Peer{b.Node, b.Listen}) || b.Peers[0] != (Peer{a.Node, a.Listen}) {
+	if a.Peers[0] != (Peer{Node: b.Node, Address: b.Listen}) || b.Peers[0] != (Peer{Node: a.Node, Address: a.Listen}) {
 		t.Error("they are not each other's peers")
 	}
 	seen := make(map[string]bool)
@@ -599,6 +633,59 @@ func TestExamples(t *testing.T) {
 			}
 			seen[own] = true
 		}
+	}
+}
+
+// Peers that are named by their instances' tag have no address, and are on other hosts.
+func TestPeersByTag(t *testing.T) {
+	text := strings.NewReplacer("peers: []", "peers: {tag: 'tandem:node', nodes: [b, c], port: 7788}",
+		"tls:\n  insecure: true", "tls: {ca: c, cert: c, key: k}", "127.0.0.1:7788", "0.0.0.0:7788").Replace(minimal)
+	_, err := parse("x", []byte(text), "/d", noBlock)
+	if want := "x:12: witness: a file on two hosts would be two witnesses, and b is another host: add ?shared=yes if it really is one file for all"; err == nil || err.Error() != want {
+		t.Errorf("got %v\nwant %s", err, want)
+	}
+	for _, witness := range []string{"file:w?shared=yes", "s3://bucket/nfs1"} {
+		c, err := parse("x", []byte(strings.Replace(text, "file:w", witness, 1)), "/d", noBlock)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := []Peer{{Node: "b", Tag: "tandem:node", Port: 7788}, {Node: "c", Tag: "tandem:node", Port: 7788}}; !slices.Equal(c.Peers, want) {
+			t.Errorf("%+v", c.Peers)
+		}
+		if tag, port := c.PeersByTag(); tag != "tandem:node" || port != 7788 || !c.UsesAWS() {
+			t.Error(tag, port, c.UsesAWS())
+		}
+	}
+	c, err := parse("x", []byte(full), "/d", func(string) bool { return true })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if tag, port := c.PeersByTag(); tag != "" || port != 0 || c.UsesAWS() {
+		t.Error(tag, port, c.UsesAWS())
+	}
+}
+
+// An EBS volume is named by its id. The file system is not asked about it.
+func TestEBS(t *testing.T) {
+	for id, link := range map[string]string{
+		"vol-0123456789abcdef0": "/dev/disk/by-id/nvme-Amazon_Elastic_Block_Store_vol0123456789abcdef0",
+		"vol-01234567":          "/dev/disk/by-id/nvme-Amazon_Elastic_Block_Store_vol01234567",
+	} {
+		for _, size := range []string{"", "\n  size: 1GiB"} {
+			text := strings.Replace(minimal, "a.img\n  size: 1GiB", "ebs:"+id+size, 1)
+			c, err := parse("x", []byte(text), "/d", func(path string) bool { t.Error("asked about", path); return false })
+			if err != nil {
+				t.Fatal(err)
+			}
+			if c.Volume.EBS != id || c.Volume.Device != link || (c.Volume.Size == 0) != (size == "") {
+				t.Errorf("%+v", c.Volume)
+			}
+		}
+	}
+	// A file can be called so all the same.
+	c, err := parse("x", []byte(strings.Replace(minimal, "a.img", "./ebs:vol-01234567", 1)), "/d", noBlock)
+	if err != nil || c.Volume.EBS != "" || c.Volume.Device != "/d/ebs:vol-01234567" {
+		t.Errorf("%+v %v", c, err)
 	}
 }
 
@@ -627,6 +714,9 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte(minimal + "service: [{nfs: {ports: [2049]}}, {mount: {}}]\n"))
 	f.Add([]byte(minimal + "service: [{nbd: {device: /dev/nbd0, connections: 16}, timeout: 30s}]\n"))
 	f.Add([]byte(minimal + stacked))
+	f.Add([]byte(strings.NewReplacer("peers: []", "peers: {tag: 'tandem:node', nodes: [b, c], port: 7788}",
+		"tls:\n  insecure: true", "tls: {ca: c, cert: c, key: k}", "file:w", "file:w?shared=yes").Replace(minimal)))
+	f.Add([]byte(strings.Replace(minimal, "a.img\n  size: 1GiB", "ebs:vol-0123456789abcdef0", 1)))
 	for _, tc := range badSteps() {
 		f.Add(tc.text())
 	}
@@ -642,11 +732,17 @@ func FuzzParse(f *testing.F) {
 		if c.Cluster == "" || c.Node == "" || c.Listen == "" || c.Control == "" || c.NBD.Socket == "" || c.Witness == "" {
 			t.Fatalf("a required key is empty: %+v", c)
 		}
-		if c.Volume.Size <= 0 || c.Volume.Size%blockSize != 0 || len(c.Peers) > maxPeers || c.Link.Flows != 1 {
+		if c.Volume.Size <= 0 && c.Volume.EBS == "" || c.Volume.Size%blockSize != 0 || len(c.Peers) > maxPeers || c.Link.Flows != 1 {
 			t.Fatalf("%+v", c)
 		}
 		if c.Failover.Lease < 2*c.Failover.Heartbeat || c.Failover.Heartbeat < minHeartbeat {
 			t.Fatalf("%+v", c.Failover)
+		}
+		for _, p := range c.Peers {
+			if p.Node == "" || (p.Tag == "") == (p.Address == "") || (p.Tag == "") != (p.Port == 0) || p.Tag != c.Peers[0].Tag ||
+				p.Tag != "" && (c.TLS.Insecure || strings.HasPrefix(c.Witness, "file:") && !strings.Contains(c.Witness, "shared=yes")) {
+				t.Fatalf("%+v %+v %s", c.Peers, c.TLS, c.Witness)
+			}
 		}
 		names := make(map[string]bool)
 		for _, s := range c.Service {

@@ -62,7 +62,11 @@ func (d *decoder) config(root *yaml.Node, c *Config, isBlock func(string) bool) 
 
 	if f := m.optional("node"); f.present() && c.Node != "" {
 		if i := slices.IndexFunc(c.Peers, func(p Peer) bool { return p.Node == c.Node }); i >= 0 {
-			d.fail(m.values["peers"].line, fmt.Sprintf("peers[%d].node", i), "%s is this node itself: peers are the others", c.Node)
+			key := fmt.Sprintf("peers[%d].node", i)
+			if c.Peers[i].Tag != "" {
+				key = fmt.Sprintf("peers.nodes[%d]", i)
+			}
+			d.fail(m.values["peers"].line, key, "%s is this node itself: peers are the others", c.Node)
 		}
 	}
 	if c.NBD.Socket != "" && c.NBD.Socket == c.Control {
@@ -71,6 +75,10 @@ func (d *decoder) config(root *yaml.Node, c *Config, isBlock func(string) bool) 
 }
 
 func (d *decoder) peers(f field, c *Config) {
+	if f.present() && f.node.Kind == yaml.MappingNode {
+		d.taggedPeers(f, c)
+		return
+	}
 	items, ok := f.items()
 	if !ok {
 		return
@@ -106,7 +114,7 @@ func (d *decoder) volume(f field, c *Config, isBlock func(string) bool) {
 	if !ok {
 		return
 	}
-	m.required("device").path(&c.Volume.Device)
+	m.required("device").device(&c.Volume)
 	if size := m.optional("size"); size.present() {
 		if size.size(&c.Volume.Size) {
 			switch {
@@ -118,7 +126,7 @@ func (d *decoder) volume(f field, c *Config, isBlock func(string) bool) {
 				size.fail("is more than 16TiB")
 			}
 		}
-	} else if c.Volume.Device != "" && !isBlock(c.Volume.Device) {
+	} else if c.Volume.Device != "" && c.Volume.EBS == "" && !isBlock(c.Volume.Device) {
 		size.fail(missingMsg+", because %s is not a block device", c.Volume.Device)
 	}
 	if md := m.optional("metadata"); md.present() {
@@ -158,6 +166,10 @@ func (d *decoder) tls(f field, c *Config) {
 	}
 	addresses := []string{c.Listen}
 	for _, p := range c.Peers {
+		if p.byTag() {
+			insecure.fail("is accepted on loopback addresses only, and %s is on an instance of EC2's", p.Node)
+			return
+		}
 		addresses = append(addresses, p.Address)
 	}
 	for _, a := range addresses {
@@ -179,9 +191,13 @@ func (d *decoder) witness(f field, c *Config) {
 		return
 	}
 	for _, p := range c.Peers {
-		if loc.Scheme == "file" && p.Address != "" && !loc.Shared && !isLoopback(p.Address) {
+		where := p.Address
+		if p.byTag() {
+			where = p.Node
+		}
+		if loc.Scheme == "file" && where != "" && !loc.Shared && (p.byTag() || !isLoopback(p.Address)) {
 			f.fail("a file on two hosts would be two witnesses, and %s is another host: "+
-				"add ?shared=yes if it really is one file for all", p.Address)
+				"add ?shared=yes if it really is one file for all", where)
 			return
 		}
 	}
@@ -382,6 +398,19 @@ func (f field) address(to *string) bool {
 		return false
 	}
 	return set(to, text, true)
+}
+
+func (f field) port(to *uint16) bool {
+	text, ok := f.text()
+	if !ok {
+		return false
+	}
+	n, err := strconv.ParseUint(text, 10, 16)
+	if err != nil || n == 0 {
+		f.fail("%q is not a port from 1 to 65535", text)
+		return false
+	}
+	return set(to, uint16(n), true)
 }
 
 func (f field) addressOrEmpty(to *string) bool {

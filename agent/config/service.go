@@ -113,9 +113,10 @@ func (c *Config) AttachesNBD() bool {
 	return slices.ContainsFunc(c.Service, func(s Step) bool { return s.NBD != nil })
 }
 
-// UsesAWS says whether a step or the fence has to ask AWS.
+// UsesAWS says whether a step, the fence, or whoever looks for a peer has to ask AWS.
 func (c *Config) UsesAWS() bool {
-	return c.Fence.EC2 != nil || slices.ContainsFunc(c.Service, func(s Step) bool { return s.EIP != nil || s.PrivateIP != nil || s.OverlayRoute != nil })
+	tag, _ := c.PeersByTag()
+	return tag != "" || c.Fence.EC2 != nil || slices.ContainsFunc(c.Service, func(s Step) bool { return s.EIP != nil || s.PrivateIP != nil || s.OverlayRoute != nil })
 }
 
 // ServiceAddresses returns the addresses of all steps that the host itself has, in their

@@ -26,6 +26,9 @@ type Options struct {
 	// Metadata is "" for metadata at the end of Path (internal), or the file
 	// (or device) that has it. The region then begins at its first byte.
 	Metadata string
+	// Serial is "", or the serial number of the device that is meant: Path may be a link,
+	// and lead to another one. A file has none.
+	Serial string
 }
 
 // Disk is an open volume. Its methods may be called concurrently. Order
@@ -70,6 +73,12 @@ func openParts(o Options, mode int, exclusive bool) (*Disk, error) {
 	}
 	d := &Disk{data: data, md: data}
 	d.identity, d.volatile = identify(data)
+	if o.Serial != "" && data.block {
+		if d.identity, err = withSerial(d.identity, o); err != nil {
+			_ = data.close()
+			return nil, err
+		}
+	}
 	if o.Metadata == "" {
 		return d, nil
 	}

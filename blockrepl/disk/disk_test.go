@@ -1052,3 +1052,43 @@ func TestFileIdentity(t *testing.T) {
 		t.Error("another file has the same identity")
 	}
 }
+
+// A link that leads to another volume is noticed.
+func TestSerial(t *testing.T) {
+	o := Options{Path: "/dev/x", Serial: "vol0123456789abcdef0"}
+	for identity, want := range map[string]string{
+		"serial:vol0123456789abcdef0": "serial:vol0123456789abcdef0",
+		"dev:7:0":                     "serial:vol0123456789abcdef0",
+		"by-id:nvme-Amazon_Elastic_Block_Store_vol0123456789abcdef0": "serial:vol0123456789abcdef0",
+		"wwid:nvme.1d0f-1":                   "wwid:nvme.1d0f-1",
+		"serial:vol0123456789abcdef1":        "",
+		"serial:vol0123456789abcdef0,part=1": "",
+	} {
+		got, err := withSerial(identity, o)
+		if got != want || (want == "") != errors.Is(err, ErrOther) {
+			t.Errorf("%s: %q %v", identity, got, err)
+		}
+	}
+}
+
+// A device is named by the serial number that it is to have, a file by itself.
+func TestSerialInMetadata(t *testing.T) {
+	o := Options{Path: filepath.Join(t.TempDir(), "a.img"), Size: volume, Serial: "vol01234567"}
+	d := initialised(t, o)
+	if !strings.HasPrefix(d.Identity(), "file:") {
+		t.Error(d.Identity())
+	}
+	must(t, d.Close())
+
+	o = loopDevice(t, 16<<20, 512)
+	link := filepath.Join(t.TempDir(), "nvme-Amazon_Elastic_Block_Store_vol01234567")
+	must(t, os.Symlink(o.Path, link))
+	o.Path, o.Serial = link, "vol01234567"
+	d = initialised(t, o)
+	st, err := d.LoadMeta()
+	must(t, err)
+	if st.Super.Identity != "serial:vol01234567" {
+		t.Error(st.Super.Identity)
+	}
+	must(t, d.Close())
+}

@@ -11,6 +11,9 @@ var (
 	// configuration: shrunk, grown, or too small to begin with.
 	ErrSize = errors.New("wrong size")
 
+	// ErrOther means that the path leads to another device than the configuration names.
+	ErrOther = errors.New("another device")
+
 	// ErrHasMetadata means that Init would overwrite Tandem metadata.
 	ErrHasMetadata = errors.New("there is Tandem metadata already")
 

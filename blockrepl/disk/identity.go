@@ -70,6 +70,19 @@ func identifyDevice(sys, byID, dev string) string {
 	return "dev:" + dev
 }
 
+// withSerial holds a device against the serial number that it is to have, and names it by
+// that where it shows nothing better.
+func withSerial(identity string, o Options) (string, error) {
+	kind, shown, _ := strings.Cut(identity, ":")
+	switch {
+	case kind == "by-id" || kind == "dev":
+		return clean("serial:" + o.Serial), nil
+	case kind == "serial" && shown != o.Serial:
+		return "", fmt.Errorf("%s: %w: its serial number is %s, not %s", o.Path, ErrOther, shown, o.Serial)
+	}
+	return identity, nil
+}
+
 // linkTo is the first name, in a fixed order, of a device in /dev/disk/by-id.
 func linkTo(dir, dev string) string {
 	entries, err := os.ReadDir(dir)

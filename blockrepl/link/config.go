@@ -38,7 +38,15 @@ type Handler interface {
 // Peer is another agent of the cluster.
 type Peer struct {
 	Node    string
-	Address string // host:port
+	Address string // host:port; empty: Config.Finder has it
+}
+
+// Finder knows the addresses of peers that may get another one while this node runs. It is
+// asked before each dial.
+type Finder interface {
+	Address(ctx context.Context, node string) (string, error)
+	// Failed says that no connection could be made by an address.
+	Failed(node, address string)
 }
 
 // Config is what a Manager depends on.
@@ -49,6 +57,7 @@ type Config struct {
 	Listen   string
 	Listener net.Listener
 	Peers    []Peer
+	Finder   Finder // nil: every peer has an address
 
 	// ServerTLS and ClientTLS make the links TLS 1.3; nil, both of them, is
 	// plain TCP without any authentication. ServerTLS must ask for client
@@ -106,7 +115,7 @@ func (cfg *Config) validate() error {
 			return fmt.Errorf("link: peer name %q: must have 1 to %d bytes", p.Node, maxName)
 		case seen[p.Node]:
 			return fmt.Errorf("link: node %q twice", p.Node)
-		case p.Address == "" && cfg.Self < p.Node:
+		case p.Address == "" && cfg.Finder == nil && cfg.Self < p.Node:
 			return fmt.Errorf("link: no address to dial node %q", p.Node)
 		}
 		seen[p.Node] = true

@@ -34,15 +34,26 @@ func (m *Manager) dialPair(ctx context.Context, p *peer) (*pair, error) {
 func (m *Manager) dialLeg(ctx context.Context, p *peer, n *pair, r role) (*leg, error) {
 	dctx, cancel := context.WithTimeout(ctx, prefaceTimeout)
 	defer cancel()
-	nc, err := m.cfg.Dial(dctx, "tcp", p.address)
+	address, ok := p.address, false
+	if address == "" {
+		var err error
+		if address, err = m.cfg.Finder.Address(dctx, p.node); err != nil {
+			return nil, err
+		}
+		defer func() {
+			if !ok {
+				m.cfg.Finder.Failed(p.node, address)
+			}
+		}()
+	}
+	nc, err := m.cfg.Dial(dctx, "tcp", address)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", p.address, plain(err))
+		return nil, fmt.Errorf("%s: %w", address, plain(err))
 	}
 	stop := context.AfterFunc(ctx, func() { nc.Close() })
 	defer stop()
 	s := newSock(nc)
 	l := &leg{role: r, conn: s, sock: s}
-	ok := false
 	defer func() {
 		if !ok {
 			l.close()

@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"math/big"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -286,6 +287,61 @@ func twoNodes(t testing.TB, ca *authority) (a, b *node) {
 		ca.use(t, &cb, "b")
 	}
 	return start(t, ca1), start(t, cb)
+}
+
+// moving is a Finder whose node is at the next address after each failure.
+type moving struct {
+	mu     sync.Mutex
+	all    []string // "": not found
+	failed []string
+	asked  int
+}
+
+func (f *moving) Address(_ context.Context, node string) (string, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.asked++
+	at := f.all[0]
+	if at == "" {
+		f.all = f.all[1:]
+		return "", errors.New("nobody knows where " + node + " is")
+	}
+	return at, nil
+}
+
+func (f *moving) Failed(node, address string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.failed = append(f.failed, node+" "+address)
+	if len(f.all) > 1 {
+		f.all = f.all[1:]
+	}
+}
+
+// A peer without an address is looked for before each dial, and whoever knows where it is
+// hears of a dial that has failed: for want of a listener, or because it is another node.
+func TestFinder(t *testing.T) {
+	la, lb, other := listen(t), listen(t), listen(t)
+	nobody := listen(t)
+	nobody.Close()
+	c := start(t, nodeConfig("c", other))
+	defer c.stop()
+	f := &moving{all: []string{"", nobody.Addr().String(), other.Addr().String(), lb.Addr().String()}}
+	cfg := nodeConfig("a", la, Peer{Node: "b"})
+	cfg.Finder = f
+	a := start(t, cfg)
+	b := start(t, nodeConfig("b", lb, Peer{"a", la.Addr().String()}))
+	defer b.stop()
+	a.next("up")
+	b.next("up")
+	a.log.waitFor(t, "peer=b", "nobody knows where b is")
+	a.log.waitFor(t, "peer=b", nobody.Addr().String()+": ")
+	f.mu.Lock()
+	if want := []string{"b " + nobody.Addr().String(), "b " + other.Addr().String()}; !slices.Equal(f.failed, want) || f.asked != 5 {
+		t.Errorf("%d times asked, failed: %q", f.asked, f.failed)
+	}
+	f.mu.Unlock()
+	a.stop()
 }
 
 func body(n int, seed byte) []byte {
