@@ -46,7 +46,7 @@ func TestScenariosHaveTheirIDs(t *testing.T) {
 		}
 		seen[s.ID] = true
 	}
-	for _, id := range strings.Fields("smoke-ext4 smoke-xfs 1-ext4 1-xfs 2-v42 2-v3 2-locks-v42 2-locks-v3 2-tickle 3-move 4-standby 4-resync 4-both 4-degraded 4-rejoined " +
+	for _, id := range strings.Fields("smoke-ext4 smoke-xfs 1-ext4 1-xfs 2-v42 2-v3 2-locks-v42 2-locks-v3 2-tickle aws-eip aws-overlay 3-move 4-standby 4-resync 4-both 4-degraded 4-rejoined " +
 		"5-cut 5-witness 5-oneway 5-slow 5-stopped 6-volatile-one 6-volatile-both 7-kill 7-restart 8-memory 9-random") {
 		if !seen[id] {
 			t.Errorf("%s is not there", id)
@@ -199,6 +199,30 @@ func TestConfiguration(t *testing.T) {
 	}
 	if c, err = config.Load(path); err != nil || len(c.Service) != 2 || c.Service[1].Mount.Type != "xfs" {
 		t.Fatalf("%+v %v", c.Service, err)
+	}
+}
+
+func TestConfigurationWithAWS(t *testing.T) {
+	a, b := &node{Machine: &vm.Machine{Name: "a"}}, &node{Machine: &vm.Machine{Name: "b"}}
+	text := strings.Replace(configuration(b, a), `"10.77.0.0:7788"`, `"10.77.0.1:7788"`, 1)
+	for _, step := range []string{eipStep, overlayStep} {
+		cl := &cloud{
+			kind: step, url: "http://10.77.0.254:5000", allocation: "eipalloc-0123456789abcdef0", table: "rtb-0123456789abcdef0",
+			of: map[*node]*rented{b: {metadata: "http://10.77.0.254:5001"}},
+		}
+		path := filepath.Join(t.TempDir(), "tandem.yaml")
+		if err := os.WriteFile(path, []byte(text+cl.configuration(b, serviceSteps(b, pairOptions{fs: "ext4", version: "4.2", aws: step}))), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		c, err := config.Load(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		last := c.Service[len(c.Service)-1]
+		if len(c.Service) != 4 || (last.EIP != nil) != (step == eipStep) || (last.OverlayRoute != nil) != (step == overlayStep) ||
+			last.Timeout != 10*time.Second || c.AWS.Endpoint != cl.url || c.AWS.Metadata != cl.of[b].metadata {
+			t.Errorf("%s: %+v %+v", step, last, c.AWS)
+		}
 	}
 }
 

@@ -29,7 +29,9 @@ func nfsScenarios() []Scenario {
 
 type takeover struct {
 	*pair
-	load *load
+	load  *load
+	cut   time.Time     // of the primary's power
+	first time.Duration // from then to the client's first fsync
 }
 
 func (s *takeover) steps() []step {
@@ -81,16 +83,23 @@ func (s *takeover) powerCut(ctx context.Context) error {
 		return err
 	}
 	mark := heir.logMark(s.Lab)
-	at := s.cutPower(old)
-	first, _, err := s.next(ctx, s.load, at)
+	s.cut = s.cutPower(old)
+	first, _, err := s.next(ctx, s.load, s.cut)
 	if err != nil {
 		return err
 	}
+	s.first = first
 	st, err := s.tookOver(ctx, heir, before.Epoch)
 	if err != nil {
 		return err
 	}
-	const limit = 20 * time.Second // issue 4
+	limit, known := 20*time.Second, 1 // issue 4
+	if s.aws == eipStep {
+		// The connection that the old primary has written down is to its own address, which is
+		// not the new one's to speak for. The client is told when it sends again, after pauses
+		// that double.
+		limit, known = 30*time.Second, 0
+	}
 	if err := s.Assert(inSync(st) == heir.Name && first < limit, "%s is primary in epoch %d after %d; the client's first fsync after the cut took %.1f s, less than %v",
 		heir.Name, st.Epoch, before.Epoch, first.Seconds(), limit); err != nil {
 		return err
@@ -99,7 +108,7 @@ func (s *takeover) powerCut(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := s.Assert(strings.Contains(log, `told to connect anew" connections=1`), "%s knew the client's connection from the volume, and told it to connect anew", heir.Name); err != nil {
+	if err := s.Assert(strings.Contains(log, fmt.Sprintf(`told to connect anew" connections=%d`, known)), "%s knew from the volume of %d of the client's connections to tell it to connect anew", heir.Name, known); err != nil {
 		return err
 	}
 	return s.more(ctx, s.load, 40)

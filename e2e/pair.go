@@ -31,6 +31,8 @@ type pair struct {
 
 	primary, standby *node // as of the last look
 
+	cloud *cloud // nil without pairOptions.aws
+
 	booted time.Time
 	volume int64 // bytes of data on each disk
 	key    string
@@ -48,6 +50,7 @@ type pairOptions struct {
 	mixed     bool   // b has a newer kernel
 	tail      int64  // bytes at the volume's end that the filesystem leaves alone
 	patience  string // timeout of the steps nbd and mount; "": 20s
+	aws       string // the step of AWS's that is in place of vip: eip or overlay-route
 }
 
 const (
@@ -74,7 +77,15 @@ func (p *pair) configuration(n, peer *node, etcd string) string {
 		"auto: false", "auto: true",
 		"lease: "+lease.String(), "lease: "+lease.String()+more,
 		`"file:/e2e/witness/record?shared=yes"`, "etcd://"+etcd+"/"+p.key,
-	).Replace(configuration(n, peer)) + serviceSteps(n, p.pairOptions)
+	).Replace(configuration(n, peer)) + p.cloud.configuration(n, serviceSteps(n, p.pairOptions))
+}
+
+// address is the one that the client mounts from.
+func (p *pair) address() string {
+	if p.cloud != nil {
+		return p.cloud.address
+	}
+	return serviceAddress
 }
 
 // serviceSteps is the part of a node's configuration that this is about. What is for clients is
@@ -169,6 +180,11 @@ func (p *pair) boot(ctx context.Context) error {
 			return err
 		}
 	}
+	if p.aws != "" {
+		if err := p.rent(ctx); err != nil {
+			return err
+		}
+	}
 	for _, of := range [][2]*node{{p.a, p.b}, {p.b, p.a}} {
 		dir := of[0].dir(p.Lab)
 		if err := errors.Join(os.RemoveAll(dir), os.MkdirAll(dir, 0o755), os.WriteFile(filepath.Join(dir, "tandem.yaml"), []byte(p.configuration(of[0], of[1], etcd)), 0o644)); err != nil {
@@ -178,7 +194,13 @@ func (p *pair) boot(ctx context.Context) error {
 	if err := p.certificates(ctx); err != nil {
 		return err
 	}
-	return errors.Join(atOnce(func(m *vm.Machine) error { return m.PowerOn(ctx) }, p.machines()...)...)
+	if err := errors.Join(atOnce(func(m *vm.Machine) error { return m.PowerOn(ctx) }, p.machines()...)...); err != nil {
+		return err
+	}
+	if p.cloud != nil {
+		p.Lab.AtClear(p.cloud.route(p.client))
+	}
+	return nil
 }
 
 // bringUp is a user's first start, as README has it: a fresh volume, and the whole service in
@@ -221,6 +243,11 @@ func (p *pair) bringUp(ctx context.Context) error {
 	if p.alone {
 		return nil
 	}
+	if p.cloud != nil {
+		if _, err := p.cloud.led(ctx, p.primary); err != nil {
+			return err
+		}
+	}
 	_, err = p.client.Shell(ctx, p.mountCommand())
 	return err
 }
@@ -235,9 +262,9 @@ func (p *pair) filesystemSize() int64 {
 
 func (p *pair) mountCommand() string {
 	if p.version == "3" {
-		return fmt.Sprintf("modprobe nfsv3 && rpcbind && rpc.statd --no-notify && mkdir -p %s && mount -t nfs -o vers=3,hard,proto=tcp %s:%s %[1]s", clientMount, serviceAddress, mountPoint)
+		return fmt.Sprintf("modprobe nfsv3 && rpcbind && rpc.statd --no-notify && mkdir -p %s && mount -t nfs -o vers=3,hard,proto=tcp %s:%s %[1]s", clientMount, p.address(), mountPoint)
 	}
-	return fmt.Sprintf("modprobe nfsv4 && mkdir -p %s && mount -t nfs4 -o vers=%s,hard %s:%s %[1]s", clientMount, p.version, serviceAddress, mountPoint)
+	return fmt.Sprintf("modprobe nfsv4 && mkdir -p %s && mount -t nfs4 -o vers=%s,hard %s:%s %[1]s", clientMount, p.version, p.address(), mountPoint)
 }
 
 // whole waits until one is Primary with every step up and the other in sync, and notes which.
@@ -609,7 +636,7 @@ func (p *pair) leftNothing(ctx context.Context, n *node) error {
 		return err
 	}
 	out, err := n.Shell(ctx, `cat /proc/fs/nfsd/threads; grep -c nbd /proc/mounts; pgrep -x "nfsdcld|rpc.statd|sm-notify"; test -e /sys/fs/`+p.fs+`/nbd0 && echo alive; test -e /sys/block/nbd0/pid && echo attached
-		test -e /run/tandem-nfsd && echo noted; ip -o addr show | grep -c `+serviceAddress+`; grep . /var/lib/nfs/etab; true`)
+		test -e /run/tandem-nfsd && echo noted; ip -o addr show | grep -c `+p.address()+`; grep . /var/lib/nfs/etab; true`)
 	if err != nil {
 		return err
 	}

@@ -32,7 +32,7 @@ type step struct {
 
 // Scenarios are all there are, in the order of the table.
 func Scenarios() []Scenario {
-	return slices.Concat(smokes(), filesystemScenarios(), nfsScenarios(), moveScenarios(), powerScenarios(), linkScenarios(), fenceScenarios(), strainScenarios(), restarts(), deposeds())
+	return slices.Concat(smokes(), filesystemScenarios(), nfsScenarios(), awsScenarios(), moveScenarios(), powerScenarios(), linkScenarios(), fenceScenarios(), strainScenarios(), restarts(), deposeds())
 }
 
 // Quiet parts those that want no other lab beside them from the others.

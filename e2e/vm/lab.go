@@ -36,6 +36,7 @@ type Lab struct {
 	cpus     int
 	machines []*Machine
 	etcd     *process // nil until somebody asks for it
+	atClear  []func()
 }
 
 // bootable is a kernel with its initramfs.
@@ -134,8 +135,15 @@ func (l *Lab) Add(spec Spec) (*Machine, error) {
 // Machines are those that were added, on or off.
 func (l *Lab) Machines() []*Machine { return slices.Clone(l.machines) }
 
+// AtClear has something that belongs to the machines that there are end with them, the last first.
+func (l *Lab) AtClear(end func()) { l.atClear = append(l.atClear, end) }
+
 // Clear cuts the power of all machines and takes them and their disks away.
 func (l *Lab) Clear() error {
+	for _, end := range slices.Backward(l.atClear) {
+		end()
+	}
+	l.atClear = nil
 	var errs error
 	for _, m := range l.machines {
 		m.PowerCut()

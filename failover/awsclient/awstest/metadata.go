@@ -3,6 +3,7 @@ package awstest
 import (
 	"encoding/json"
 	"fmt"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strconv"
@@ -39,6 +40,17 @@ type Metadata struct {
 // StartMetadata serves an identity until the test ends.
 func StartMetadata(t testing.TB, id Identity) *Metadata {
 	t.Helper()
+	m, stop, err := RunMetadata("127.0.0.1", id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(stop)
+	return m
+}
+
+// RunMetadata serves an identity on a port of an address of this machine until stop, for
+// those who are no test.
+func RunMetadata(address string, id Identity) (m *Metadata, stop func(), err error) {
 	for _, d := range []struct {
 		field *string
 		value string
@@ -47,11 +59,15 @@ func StartMetadata(t testing.TB, id Identity) *Metadata {
 			*d.field = d.value
 		}
 	}
-	m := &Metadata{identity: id, tokens: make(map[string]time.Time)}
-	s := httptest.NewServer(m)
-	t.Cleanup(s.Close)
+	m = &Metadata{identity: id, tokens: make(map[string]time.Time)}
+	l, err := net.Listen("tcp", net.JoinHostPort(address, "0"))
+	if err != nil {
+		return nil, nil, fmt.Errorf("instance metadata: %w", err)
+	}
+	s := &httptest.Server{Listener: l, Config: &http.Server{Handler: m}}
+	s.Start()
 	m.URL = s.URL
-	return m
+	return m, s.Close, nil
 }
 
 // SetPrivateIPs changes what the instance is told of its addresses.

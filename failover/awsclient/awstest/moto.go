@@ -6,6 +6,7 @@ package awstest
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -78,14 +79,30 @@ type Moto struct {
 // StartMoto runs one until the test ends.
 func StartMoto(t testing.TB) *Moto {
 	t.Helper()
+	m, stop, err := RunMoto("127.0.0.1")
+	if errors.Is(err, ErrNoMoto) {
+		Missing(t, err.Error())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(stop)
+	return m
+}
+
+// ErrNoMoto means that there is no moto on this machine.
+var ErrNoMoto = errors.New("moto_server is not installed: pip install 'moto[server]'")
+
+// RunMoto runs one on a port of an address of this machine until stop, for those who are no test.
+func RunMoto(address string) (m *Moto, stop func(), err error) {
 	program, err := exec.LookPath("moto_server")
 	if err != nil {
-		Missing(t, "moto_server is not installed: pip install 'moto[server]'")
+		return nil, nil, ErrNoMoto
 	}
-	url := serve(t, "moto", func(port string) *exec.Cmd {
-		return exec.Command(program, "-H", "127.0.0.1", "-p", port)
+	url, stop, err := run("moto", address, func(port string) *exec.Cmd {
+		return exec.Command(program, "-H", address, "-p", port)
 	})
-	return &Moto{URL: url}
+	return &Moto{URL: url}, stop, err
 }
 
 // CreateBucket makes a bucket of S3's.
@@ -113,10 +130,13 @@ func (m *Moto) CreateTable(t testing.TB, name, key string) {
 // Config is an SDK configuration that leads to it.
 func (m *Moto) Config(t testing.TB) aws.Config {
 	t.Helper()
-	return config(t, m.URL)
+	t.Helper()
+	return m.SDK()
 }
 
-func config(t testing.TB, url string) aws.Config {
+// SDK is Config for those who are no test.
+func (m *Moto) SDK() aws.Config {
+	url := m.URL
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	return aws.Config{
 		Region: Region, BaseEndpoint: &url, HTTPClient: client,
@@ -138,12 +158,25 @@ func StartFakeS3(t testing.TB, bucket string) (url string) {
 	return s.URL
 }
 
-// serve starts a server that answers HTTP on a port of its own, and ends it with the test.
+// serve is run on loopback, and ends the server with the test.
 func serve(t testing.TB, name string, command func(port string) *exec.Cmd) (url string) {
 	t.Helper()
+	url, stop, err := run(name, "127.0.0.1", command)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(stop)
+	return url
+}
+
+// run starts a server that answers HTTP on a port of its own, until stop.
+func run(name, address string, command func(port string) *exec.Cmd) (url string, stop func(), err error) {
 	var last string
 	for range startTries {
-		port := freePort(t)
+		port, err := freePort(address)
+		if err != nil {
+			return "", nil, fmt.Errorf("%s: %w", name, err)
+		}
 		var out bytes.Buffer
 		cmd := command(port)
 		cmd.Stdout, cmd.Stderr = &out, &out
@@ -151,24 +184,22 @@ func serve(t testing.TB, name string, command func(port string) *exec.Cmd) (url 
 		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 		cmd.WaitDelay = time.Second
 		if err := cmd.Start(); err != nil {
-			t.Fatalf("%s: %v", name, err)
+			return "", nil, fmt.Errorf("%s: %w", name, err)
 		}
 		ended := make(chan struct{})
 		go func() { _ = cmd.Wait(); close(ended) }()
-		end := func() {
+		stop := func() {
 			_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
 			<-ended
 		}
-		url := "http://127.0.0.1:" + port
+		url := "http://" + net.JoinHostPort(address, port)
 		if answers(url, ended) {
-			t.Cleanup(end)
-			return url
+			return url, stop, nil
 		}
-		end()
+		stop()
 		last = out.String()
 	}
-	t.Fatalf("%s does not start:\n%s", name, last)
-	return ""
+	return "", nil, fmt.Errorf("%s does not start:\n%s", name, last)
 }
 
 // answers waits until somebody speaks HTTP there, whatever it says.
@@ -188,18 +219,14 @@ func answers(url string, ended <-chan struct{}) bool {
 	return false
 }
 
-func freePort(t testing.TB) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+func freePort(address string) (string, error) {
+	l, err := net.Listen("tcp", net.JoinHostPort(address, "0"))
 	if err != nil {
-		t.Fatal(err)
+		return "", err
 	}
 	defer l.Close()
 	_, port, err := net.SplitHostPort(l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	return port
+	return port, err
 }
 
 // versityVersion is the gateway's, from the module proxy; a new pin is a new build.
