@@ -15,6 +15,10 @@
 // configuration, an NFS client, and etcd as witness, on a network whose links are
 // cut. A pair that a scenario leaves in good order is the next one's.
 //
+// Where AWS moves the address, it is moto, an emulator of EC2, beside the witness: the agents
+// ask it as they do EC2, and the harness leads the client's packets where it says (see aws.go).
+// moto is no package of Debian's, so it is not installed: pip install 'moto[server]'.
+//
 // The smoke's witness is a file in the folder that the machines share. That folder's
 // locks and renames are the host's (see vm/share.go), so it is one register, and the
 // smoke checks this before it relies on it.
