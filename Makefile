@@ -80,7 +80,7 @@ model: ## the takeover rules checked with spin, every run of the set (MODEL=ci; 
 smoke: ## two virtual machines: ext4 and XFS on /dev/nbd0, a power cut, a promotion (needs root)
 	$(GO) run $(SMOKE)
 
-e2e: ## all scenarios in virtual machines, about 25 minutes: kernel NBD, ext4 and XFS, kernel NFS, power cuts, cut links (needs root; E2EFLAGS='-full 3 7')
+e2e: ## all scenarios in virtual machines, about half an hour: kernel NBD, ext4 and XFS, kernel NFS, power cuts, cut links (needs root; E2EFLAGS='-full 3 7')
 	$(GO) run ./e2e/cmd/e2e run $(E2EFLAGS)
 
 bench: build ## against nbdkit unmirrored on tmpfs; QUICK=1 takes 4 minutes, else 15 (BENCHFLAGS=...)

@@ -89,10 +89,9 @@ type geometry struct{ BlockShift uint8 }
 
 // Run serves until ctx ends. It returns when everything it started has ended.
 func Run(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
-	err := attached(ctx, cfg, attachPatience, log)
-	if err != nil {
-		if ctx.Err() != nil {
-			return nil // it was ended before it had begun
+	if err := attached(ctx, cfg, attachPatience, log); err != nil {
+		if errors.Is(err, context.Canceled) {
+			err = nil // it was ended before it had begun
 		}
 		return err
 	}

@@ -54,7 +54,7 @@ func attached(ctx context.Context, cfg *config.Config, patience time.Duration, l
 		}
 		select {
 		case <-ctx.Done():
-			return context.Cause(ctx)
+			return ctx.Err()
 		case <-time.After(attachPoll):
 		}
 	}
