@@ -2,6 +2,10 @@ package doctor
 
 import (
 	"context"
+	"encoding/json"
+	"net/http"
+	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -9,6 +13,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
 	"github.com/aws/aws-sdk-go-v2/service/ec2/types"
 
+	"tandem/failover/awsclient"
 	"tandem/failover/awsclient/awstest"
 	"tandem/failover/awsclient/instance"
 	"tandem/failover/awsclient/instance/instancetest"
@@ -81,5 +86,61 @@ func TestMoto(t *testing.T) {
 	f.ok(err)
 	if s := b.Reservations[0].Instances[0].State.Name; s != types.InstanceStateNameRunning {
 		t.Errorf("node b is %s", s)
+	}
+}
+
+// The dry runs by the rights of deploy/iam-policy.json, and by those without one action: what
+// the policy has is enough for the whole set-up, and each action that is missing is named.
+// moto judges by actions alone, so resources and conditions are left out of it here; and it
+// does what it should only try with routes, so the proxy says in its place what EC2 would.
+func TestIAMPolicy(t *testing.T) {
+	f := newFixture(t)
+	f.examine()
+	c := instancetest.Start(t, "nfs1", "a", "b")
+	a := c.Nodes[0]
+	ctx := t.Context()
+	allocation := c.Allocate(t)
+	nics, err := c.EC2.DescribeNetworkInterfaces(ctx, &ec2.DescribeNetworkInterfacesInput{NetworkInterfaceIds: []string{a.ENI}})
+	f.ok(err)
+	table, err := c.EC2.CreateRouteTable(ctx, &ec2.CreateRouteTableInput{VpcId: nics.NetworkInterfaces[0].VpcId})
+	f.ok(err)
+	tables := []string{*table.RouteTable.RouteTableId}
+	vol, err := c.EC2.CreateVolume(ctx, &ec2.CreateVolumeInput{AvailabilityZone: aws.String(awstest.Region + "a"), Size: aws.Int32(1), VolumeType: types.VolumeTypeGp3})
+	f.ok(err)
+	_, err = c.EC2.AttachVolume(ctx, &ec2.AttachVolumeInput{Device: aws.String("/dev/sdf"), InstanceId: &c.Nodes[1].ID, VolumeId: vol.VolumeId})
+	f.ok(err)
+	moto := c.Moto.Enforce(t, "node")
+	proxy := awstest.NewProxy(t, c.Moto.URL)
+	proxy.Set(awstest.Only(func(x *awstest.Exchange) {
+		body, err := x.Forward()
+		if err == nil && x.Form("DryRun") == "true" && !strings.Contains(string(body), "<Error>") {
+			x.Answer(http.StatusPreconditionFailed, "text/xml", awstest.EC2Error("DryRunOperation", "Request would have succeeded, but DryRun flag is set."))
+		}
+	}, "CreateRoute", "ReplaceRoute"))
+
+	b, err := os.ReadFile("../../deploy/iam-policy.json")
+	f.ok(err)
+	var policy struct {
+		Statement []struct{ Action []string }
+	}
+	f.ok(json.Unmarshal(b, &policy))
+	var actions []string
+	for _, s := range policy.Statement {
+		actions = append(actions, s.Action...)
+	}
+	for _, without := range []string{"", "ec2:AssociateAddress", "ec2:StopInstances", "ec2:ReplaceRoute", "ec2:CreateRoute", "ec2:DetachVolume"} {
+		moto.Allow(t, slices.DeleteFunc(slices.Clone(actions), func(a string) bool { return a == without }))
+		loader := awsclient.New(awsclient.Options{Region: awstest.Region, Endpoint: proxy.URL, Metadata: a.Metadata.URL})
+		f.sys.Instance = instance.New(loader)
+		client := instance.NewEC2(loader)
+		f.sys.EC2 = func(ctx context.Context) (EC2, error) { return client.Client(ctx) }
+		x := newExamination(f.cfg, f.sys)
+		x.aws = cloud{allocations: []string{allocation}, routes: []overlay{{"10.99.0.1/32", tables}}, fenced: []string{"b"}, detach: true}
+		v := x.ownIAM(ctx)
+		action := strings.TrimPrefix(without, "ec2:")
+		if without == "" && v.status != OK || without != "" && (v.status != Failed || !strings.Contains(v.text, "may not do: "+action+" (") || v.fix != policyFix) {
+			t.Errorf("without %q: %+v", without, v)
+		}
+		loader.Close()
 	}
 }
