@@ -25,13 +25,16 @@ func (m *Moto) Enforce(t testing.TB, user string) *Enforced {
 	e := &Enforced{m, user}
 	e.aws(t, "create-user", "--user-name", user)
 	var out struct {
-		AccessKey struct{ AccessKeyId, SecretAccessKey string }
+		AccessKey struct {
+			AccessKeyID     string `json:"AccessKeyId"`
+			SecretAccessKey string
+		}
 	}
 	if err := json.Unmarshal(e.aws(t, "create-access-key", "--user-name", user), &out); err != nil {
 		t.Fatal(err)
 	}
 	e.Allow(t, nil)
-	t.Setenv("AWS_ACCESS_KEY_ID", out.AccessKey.AccessKeyId)
+	t.Setenv("AWS_ACCESS_KEY_ID", out.AccessKey.AccessKeyID)
 	t.Setenv("AWS_SECRET_ACCESS_KEY", out.AccessKey.SecretAccessKey)
 	t.Cleanup(func() { e.reset(t, unasked) })
 	return e

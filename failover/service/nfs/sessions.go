@@ -118,16 +118,33 @@ func (machine) sessions(ctx context.Context, port uint16) ([]sockdiag.Connection
 	return sockdiag.Established(ctx, port)
 }
 
-// tickle is host's. An address that is not on this node cannot be sent from: it was a node's
-// own, and no client was meant to use it.
+// tickle is host's. An address that is not on this node was the other node's own. The client knows
+// it by another, if an Elastic IP leads to whoever is primary: then the network puts that in the
+// place of this node's own, too. If not, the client was not meant to use it, and takes no notice.
 func (machine) tickle(c sockdiag.Connection) error {
 	// The kernel puts the IP header before what is written to a raw socket.
 	conn, err := net.DialIP("ip:tcp", ipAddr(c.Local), ipAddr(c.Remote))
+	if errors.Is(err, unix.EADDRNOTAVAIL) {
+		if conn, err = net.DialIP("ip:tcp", nil, ipAddr(c.Remote)); err == nil {
+			c.Local, err = ownAddress(conn, c.Local.Port())
+		}
+	}
 	if err != nil {
 		return err
 	}
 	_, err = conn.Write(bareACK(c))
 	return errors.Join(err, conn.Close())
+}
+
+// ownAddress is what the kernel sends a connection's segments from.
+func ownAddress(conn *net.IPConn, port uint16) (netip.AddrPort, error) {
+	from, ok := conn.LocalAddr().(*net.IPAddr)
+	if ok {
+		if a, ok := netip.AddrFromSlice(from.IP); ok {
+			return netip.AddrPortFrom(a.Unmap(), port), nil
+		}
+	}
+	return netip.AddrPort{}, errors.Join(fmt.Errorf("%v is no address to send from", conn.LocalAddr()), conn.Close())
 }
 
 func ipAddr(a netip.AddrPort) *net.IPAddr {

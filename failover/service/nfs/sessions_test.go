@@ -119,7 +119,13 @@ func TestTickle(t *testing.T) {
 	peer.Run("ip", "addr", "add", "10.9.0.2/24", "dev", "eth0")
 	peer.Run("ip", "addr", "add", "2001:db8::2/64", "dev", "eth0", "nodad")
 	m := machine{}
-	for _, address := range []string{"10.9.0.1:2049", "[2001:db8::1]:2049"} {
+	for _, tc := range []struct{ address, noted string }{
+		{"10.9.0.1:2049", ""},
+		{"[2001:db8::1]:2049", ""},
+		// The other node's own, which is not here: what the client knows leads here now.
+		{"10.9.0.1:2049", "10.9.0.77:2049"},
+	} {
+		address := tc.address
 		l, err := net.Listen("tcp", address)
 		ok(t, err)
 		var client net.Conn
@@ -147,6 +153,9 @@ func TestTickle(t *testing.T) {
 			t.Errorf("%s: a live connection has ended: %v", address, err)
 		}
 		silence(t, server)
+		if tc.noted != "" {
+			want.Local = netip.MustParseAddrPort(tc.noted)
+		}
 		if err := ends(300 * time.Millisecond); err == nil || !strings.Contains(err.Error(), "timeout") {
 			t.Errorf("%s: the client was told: %v", address, err)
 		}
@@ -160,7 +169,7 @@ func TestTickle(t *testing.T) {
 		client.Close()
 		l.Close()
 	}
-	if err := m.tickle(conn("10.9.0.77:2049", "10.9.0.2:800")); err == nil {
-		t.Error("sent from an address that is not here")
+	if err := m.tickle(conn("10.9.0.77:2049", "198.51.100.1:800")); err == nil {
+		t.Error("sent to where no route leads")
 	}
 }
