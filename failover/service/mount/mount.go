@@ -72,6 +72,9 @@ type Mount struct {
 	cfg   Config
 	log   *slog.Logger
 	major uint32 // that the device must have; a test has loop's
+
+	// begun: a mount was not over in its time. The kernel goes on with it, whatever becomes of mount(8).
+	begun bool
 }
 
 // New returns the step. log may be nil.
@@ -92,6 +95,11 @@ func (m *Mount) Start(ctx context.Context, _ service.Term) error {
 	if err := m.attached(dev); err != nil {
 		return err
 	}
+	if m.begun {
+		if held, err := m.finish(ctx); err != nil || held {
+			return err
+		}
+	}
 	if err := m.identify(ctx); err != nil {
 		return err
 	}
@@ -106,9 +114,34 @@ func (m *Mount) Start(ctx context.Context, _ service.Term) error {
 		argv = append(argv, "-o", m.cfg.Options)
 	}
 	if err := run(ctx, append(argv, m.cfg.Device, m.cfg.Path)...); err != nil {
+		m.begun = errors.Is(err, service.ErrTimeout)
 		return fmt.Errorf("mount: %w", err)
 	}
 	return m.Check(ctx, service.Term{})
+}
+
+// finish waits for a mount that an earlier Start has begun and had no time for, as the replay of
+// a long journal needs: a second one beside it could only fail, and be taken for a node on which
+// the filesystem cannot be mounted. False: that one has failed, and nothing of it is left.
+func (m *Mount) finish(ctx context.Context) (held bool, err error) {
+	for {
+		if _, held, err = m.look(); err != nil || held {
+			m.begun = false
+			return held, err
+		}
+		// Who mounts has the device to himself.
+		fd, err := unix.Open(m.cfg.Device, unix.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC, 0)
+		switch {
+		case err == nil:
+			m.begun = false
+			return false, unix.Close(fd)
+		case !errors.Is(err, unix.EBUSY):
+			return false, fmt.Errorf("%s: %w", m.cfg.Device, err)
+		}
+		if !pause(ctx, again) {
+			return false, fmt.Errorf("mount %s, which was begun before, still runs: %w", m.cfg.Device, context.Cause(ctx))
+		}
+	}
 }
 
 // Stop unmounts. It waits for what the filesystem has to write, and as long as somebody

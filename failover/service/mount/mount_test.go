@@ -329,3 +329,39 @@ func TestDetached(t *testing.T) {
 	m.major = nbdMajor
 	says(t, m.Start(t.Context(), term), []error{ErrNotNBD, service.ErrHopeless})
 }
+
+// A mount that had no time left is waited for, and not begun a second time beside itself; and one
+// that came to nothing is made anew.
+func TestBegunMount(t *testing.T) {
+	if !own(t) {
+		return
+	}
+	device := loop(t)
+	sh(t, "mkfs.ext4 -q "+device)
+	m := newMount(t, device)
+
+	// Who has the device to himself stands for the kernel's mount.
+	fd, err := unix.Open(device, unix.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC, 0)
+	ok(t, err)
+	m.begun = true
+	ctx, cancel := context.WithTimeoutCause(t.Context(), 300*time.Millisecond, service.ErrTimeout)
+	defer cancel()
+	says(t, m.Start(ctx, term), []error{service.ErrTimeout}, "which was begun before, still runs")
+	time.AfterFunc(200*time.Millisecond, func() { unix.Close(fd) })
+	ok(t, m.Start(t.Context(), term))
+	if !m.mounted(t) || m.begun {
+		t.Error("it is not mounted")
+	}
+	ok(t, m.Stop(t.Context(), term))
+
+	// mount(8) is ended when its time is over, and the step remembers it.
+	bin := t.TempDir()
+	ok(t, os.WriteFile(filepath.Join(bin, "mount"), []byte("#!/bin/sh\nexec sleep 60\n"), 0o755))
+	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+	ctx, cancel = context.WithTimeoutCause(t.Context(), 2*time.Second, service.ErrTimeout)
+	defer cancel()
+	says(t, m.Start(ctx, term), []error{service.ErrTimeout}, "mount: ")
+	if !m.begun {
+		t.Error("it is not known that a mount was begun")
+	}
+}
