@@ -123,6 +123,16 @@ func (s *links) silentFirst(ctx context.Context, old, heir *node, epoch uint64) 
 	if err != nil {
 		return err
 	}
+	// Now, and not when the service is up: the old one may be off by then.
+	if _, err := heir.until(ctx, time.Minute, "primary", func(st control.Status) bool { return st.Role == "Primary" && st.Epoch > epoch }); err != nil {
+		return err
+	}
+	after := before
+	for end := time.Now().Add(5 * time.Second); after == before && time.Now().Before(end); time.Sleep(300 * time.Millisecond) {
+		if after, err = dropped(ctx, old); err != nil {
+			return err
+		}
+	}
 	st, err := s.tookOver(ctx, heir, epoch)
 	if err != nil {
 		return err
@@ -155,10 +165,6 @@ func (s *links) silentFirst(ctx context.Context, old, heir *node, epoch uint64) 
 	reads, acks := s.reads.Load(), s.load.ledger.Total()
 	time.Sleep(2 * time.Second)
 	if err := s.Assert(s.reads.Load() == reads && s.load.ledger.Total() == acks, "%s, which the client still sends to, answers nothing after that", old.Name); err != nil {
-		return err
-	}
-	after, err := dropped(ctx, old)
-	if err != nil {
 		return err
 	}
 	return s.Assert(after > before, "it would have: its kernel has dropped %d segments from the service's port", after-before)
