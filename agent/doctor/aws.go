@@ -17,7 +17,7 @@ import (
 	"tandem/failover/fence/ec2"
 )
 
-// EC2 is what is asked of EC2. *ec2.Client has it. Whatever changes something is asked for
+// EC2 is what is asked of EC2. *instance.Client has it. Whatever changes something is asked for
 // as a dry run.
 type EC2 interface {
 	AssociateAddress(context.Context, *ec2.AssociateAddressInput, ...func(*ec2.Options)) (*ec2.AssociateAddressOutput, error)

@@ -142,14 +142,14 @@ type EC2 struct {
 	loader *awsclient.Loader
 
 	mu     sync.Mutex
-	client *ec2.Client // nil: not made yet; guarded by mu
+	client *Client // nil: not made yet; guarded by mu
 }
 
 // NewEC2 returns it. It asks nobody yet.
 func NewEC2(l *awsclient.Loader) *EC2 { return &EC2{loader: l} }
 
 // Client returns the client.
-func (e *EC2) Client(ctx context.Context) (*ec2.Client, error) {
+func (e *EC2) Client(ctx context.Context) (*Client, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.client == nil {
@@ -157,7 +157,7 @@ func (e *EC2) Client(ctx context.Context) (*ec2.Client, error) {
 		if err != nil {
 			return nil, err
 		}
-		e.client = ec2.NewFromConfig(cfg)
+		e.client = newClient(ec2.NewFromConfig(cfg))
 	}
 	return e.client, nil
 }

@@ -48,7 +48,7 @@ var (
 	errClosed = errors.New("look-ups have ended")
 )
 
-// API is what is asked of EC2. *ec2.Client has it.
+// API is what is asked of EC2. *instance.Client has it.
 type API interface {
 	DescribeInstances(context.Context, *ec2.DescribeInstancesInput, ...func(*ec2.Options)) (*ec2.DescribeInstancesOutput, error)
 }

@@ -58,7 +58,7 @@ const (
 	detachAfter = 20 * time.Second
 )
 
-// API is what is asked of EC2. *ec2.Client has it.
+// API is what is asked of EC2. *instance.Client has it.
 type API interface {
 	DescribeInstances(context.Context, *ec2.DescribeInstancesInput, ...func(*ec2.Options)) (*ec2.DescribeInstancesOutput, error)
 	StopInstances(context.Context, *ec2.StopInstancesInput, ...func(*ec2.Options)) (*ec2.StopInstancesOutput, error)

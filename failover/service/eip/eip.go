@@ -21,7 +21,7 @@ import (
 	"tandem/failover/service/claim"
 )
 
-// API is what is asked of EC2. *ec2.Client has it.
+// API is what is asked of EC2. *instance.Client has it.
 type API interface {
 	DescribeAddresses(context.Context, *ec2.DescribeAddressesInput, ...func(*ec2.Options)) (*ec2.DescribeAddressesOutput, error)
 	AssociateAddress(context.Context, *ec2.AssociateAddressInput, ...func(*ec2.Options)) (*ec2.AssociateAddressOutput, error)

@@ -29,7 +29,7 @@ import (
 	"tandem/failover/service/vip"
 )
 
-// API is what is asked of EC2. *ec2.Client has it.
+// API is what is asked of EC2. *instance.Client has it.
 type API interface {
 	DescribeNetworkInterfaces(context.Context, *ec2.DescribeNetworkInterfacesInput, ...func(*ec2.Options)) (*ec2.DescribeNetworkInterfacesOutput, error)
 	DescribeRouteTables(context.Context, *ec2.DescribeRouteTablesInput, ...func(*ec2.Options)) (*ec2.DescribeRouteTablesOutput, error)

@@ -26,7 +26,7 @@ import (
 	"tandem/failover/service/vip"
 )
 
-// API is what is asked of EC2. *ec2.Client has it.
+// API is what is asked of EC2. *instance.Client has it.
 type API interface {
 	AssignPrivateIpAddresses(context.Context, *ec2.AssignPrivateIpAddressesInput, ...func(*ec2.Options)) (*ec2.AssignPrivateIpAddressesOutput, error)
 	UnassignPrivateIpAddresses(context.Context, *ec2.UnassignPrivateIpAddressesInput, ...func(*ec2.Options)) (*ec2.UnassignPrivateIpAddressesOutput, error)

@@ -63,8 +63,18 @@ type Store struct {
 	expires bool // what is written says when it ends
 
 	mu     sync.Mutex
-	client *dynamodb.Client // nil: not made yet; guarded by mu
+	client *client // nil: not made yet; guarded by mu
 }
+
+// client is the operations of *dynamodb.Client that are used, as functions: of the client itself the
+// linker would keep all of DynamoDB.
+type client struct {
+	getItem    operation[dynamodb.GetItemInput, dynamodb.GetItemOutput]
+	putItem    operation[dynamodb.PutItemInput, dynamodb.PutItemOutput]
+	deleteItem operation[dynamodb.DeleteItemInput, dynamodb.DeleteItemOutput]
+}
+
+type operation[I, O any] func(context.Context, *I, ...func(*dynamodb.Options)) (*O, error)
 
 // New returns the store that cfg describes. It connects at the first call.
 func New(cfg Config) (*Store, error) {
@@ -90,7 +100,7 @@ func (s *Store) Close() error {
 	return nil
 }
 
-func (s *Store) api(ctx context.Context) (*dynamodb.Client, error) {
+func (s *Store) api(ctx context.Context) (*client, error) {
 	cfg, err := s.cfg.AWS.Config(ctx)
 	if err != nil {
 		return nil, err
@@ -98,7 +108,8 @@ func (s *Store) api(ctx context.Context) (*dynamodb.Client, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.client == nil {
-		s.client = dynamodb.NewFromConfig(cfg)
+		c := dynamodb.NewFromConfig(cfg)
+		s.client = &client{c.GetItem, c.PutItem, c.DeleteItem}
 	}
 	return s.client, nil
 }
@@ -123,7 +134,7 @@ func (s *Store) read(ctx context.Context) ([]byte, string, error) {
 	if err != nil {
 		return nil, "", err
 	}
-	out, err := api.GetItem(ctx, &dynamodb.GetItemInput{TableName: &s.cfg.Table, Key: s.key(), ConsistentRead: aws.Bool(true)})
+	out, err := api.getItem(ctx, &dynamodb.GetItemInput{TableName: &s.cfg.Table, Key: s.key(), ConsistentRead: aws.Bool(true)})
 	if err != nil {
 		return nil, "", err
 	}
@@ -190,7 +201,7 @@ func (s *Store) put(ctx context.Context, expect, version string, data []byte) er
 		in.ExpressionAttributeNames = map[string]string{"#version": versionAttribute}
 		in.ExpressionAttributeValues = map[string]types.AttributeValue{":expect": &types.AttributeValueMemberS{Value: expect}}
 	}
-	_, err = api.PutItem(ctx, in, once)
+	_, err = api.putItem(ctx, in, once)
 	return err
 }
 
@@ -227,7 +238,7 @@ func (s *Store) remove(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("remove scratch register: %w", err)
 	}
-	if _, err := api.DeleteItem(ctx, &dynamodb.DeleteItemInput{TableName: &s.cfg.Table, Key: s.key()}); err != nil {
+	if _, err := api.deleteItem(ctx, &dynamodb.DeleteItemInput{TableName: &s.cfg.Table, Key: s.key()}); err != nil {
 		return fmt.Errorf("remove scratch register: %w", s.failed(ctx, err))
 	}
 	return nil

@@ -56,8 +56,19 @@ type Store struct {
 	cfg Config
 
 	mu     sync.Mutex
-	client *s3.Client // nil: not made yet; guarded by mu
+	client *client // nil: not made yet; guarded by mu
 }
+
+// client is the operations of *s3.Client that are used, as functions: of the client itself the linker
+// would keep all of S3.
+type client struct {
+	getObject    operation[s3.GetObjectInput, s3.GetObjectOutput]
+	putObject    operation[s3.PutObjectInput, s3.PutObjectOutput]
+	listObjects  operation[s3.ListObjectsV2Input, s3.ListObjectsV2Output]
+	deleteObject operation[s3.DeleteObjectInput, s3.DeleteObjectOutput]
+}
+
+type operation[I, O any] func(context.Context, *I, ...func(*s3.Options)) (*O, error)
 
 // New returns the store that cfg describes. It connects at the first call.
 func New(cfg Config) (*Store, error) {
@@ -76,7 +87,7 @@ func (s *Store) Close() error {
 	return nil
 }
 
-func (s *Store) api(ctx context.Context) (*s3.Client, error) {
+func (s *Store) api(ctx context.Context) (*client, error) {
 	cfg, err := s.cfg.AWS.Config(ctx)
 	if err != nil {
 		return nil, err
@@ -84,12 +95,13 @@ func (s *Store) api(ctx context.Context) (*s3.Client, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.client == nil {
-		s.client = s3.NewFromConfig(cfg, func(o *s3.Options) {
+		c := s3.NewFromConfig(cfg, func(o *s3.Options) {
 			o.UsePathStyle = s.cfg.PathStyle
 			// The record has a checksum of its own, and servers other than Amazon's may not know these.
 			o.RequestChecksumCalculation = aws.RequestChecksumCalculationWhenRequired
 			o.ResponseChecksumValidation = aws.ResponseChecksumValidationWhenRequired
 		})
+		s.client = &client{c.GetObject, c.PutObject, c.ListObjectsV2, c.DeleteObject}
 	}
 	return s.client, nil
 }
@@ -110,7 +122,7 @@ func (s *Store) read(ctx context.Context) ([]byte, string, error) {
 	if err != nil {
 		return nil, "", err
 	}
-	out, err := api.GetObject(ctx, &s3.GetObjectInput{Bucket: &s.cfg.Bucket, Key: &s.cfg.Key})
+	out, err := api.getObject(ctx, &s3.GetObjectInput{Bucket: &s.cfg.Bucket, Key: &s.cfg.Key})
 	if absent(err) {
 		return nil, "", nil
 	}
@@ -187,7 +199,7 @@ func (s *Store) put(ctx context.Context, expect string, data []byte) (version st
 	} else {
 		in.IfMatch = aws.String(`"` + expect + `"`)
 	}
-	out, err := api.PutObject(ctx, in, once)
+	out, err := api.putObject(ctx, in, once)
 	if err != nil {
 		return "", err
 	}
@@ -275,15 +287,15 @@ func isScratch(rest string) bool {
 }
 
 // removeOld does what it can: the next one tries again.
-func (s *Store) removeOld(ctx context.Context, api *s3.Client) {
-	out, err := api.ListObjectsV2(ctx, &s3.ListObjectsV2Input{Bucket: &s.cfg.Bucket, Prefix: aws.String(s.cfg.Key + ".probe-"), MaxKeys: aws.Int32(maxRemoved)}, once)
+func (s *Store) removeOld(ctx context.Context, api *client) {
+	out, err := api.listObjects(ctx, &s3.ListObjectsV2Input{Bucket: &s.cfg.Bucket, Prefix: aws.String(s.cfg.Key + ".probe-"), MaxKeys: aws.Int32(maxRemoved)}, once)
 	if err != nil {
 		return
 	}
 	for _, o := range out.Contents {
 		key := aws.ToString(o.Key)
 		if rest, ok := strings.CutPrefix(key, s.cfg.Key); ok && isScratch(rest) && o.LastModified != nil && time.Since(*o.LastModified) > scratchLife {
-			_, _ = api.DeleteObject(ctx, &s3.DeleteObjectInput{Bucket: &s.cfg.Bucket, Key: &key}, once)
+			_, _ = api.deleteObject(ctx, &s3.DeleteObjectInput{Bucket: &s.cfg.Bucket, Key: &key}, once)
 		}
 	}
 }
@@ -293,7 +305,7 @@ func (s *Store) remove(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("remove scratch register: %w", err)
 	}
-	if _, err := api.DeleteObject(ctx, &s3.DeleteObjectInput{Bucket: &s.cfg.Bucket, Key: &s.cfg.Key}); err != nil {
+	if _, err := api.deleteObject(ctx, &s3.DeleteObjectInput{Bucket: &s.cfg.Bucket, Key: &s.cfg.Key}); err != nil {
 		return fmt.Errorf("remove scratch register: %w", s.failed(ctx, err))
 	}
 	return nil
