@@ -11,7 +11,7 @@ import (
 // It has them as functions, and not the client itself: of a type that reaches an interface
 // the linker keeps every method, and here that would be all of EC2, 40 MB in each program.
 type Client struct {
-	assignPrivateIpAddresses   operation[ec2.AssignPrivateIpAddressesInput, ec2.AssignPrivateIpAddressesOutput]
+	assignPrivateIPAddresses   operation[ec2.AssignPrivateIpAddressesInput, ec2.AssignPrivateIpAddressesOutput]
 	associateAddress           operation[ec2.AssociateAddressInput, ec2.AssociateAddressOutput]
 	createRoute                operation[ec2.CreateRouteInput, ec2.CreateRouteOutput]
 	describeAddresses          operation[ec2.DescribeAddressesInput, ec2.DescribeAddressesOutput]
@@ -24,14 +24,14 @@ type Client struct {
 	disassociateAddress        operation[ec2.DisassociateAddressInput, ec2.DisassociateAddressOutput]
 	replaceRoute               operation[ec2.ReplaceRouteInput, ec2.ReplaceRouteOutput]
 	stopInstances              operation[ec2.StopInstancesInput, ec2.StopInstancesOutput]
-	unassignPrivateIpAddresses operation[ec2.UnassignPrivateIpAddressesInput, ec2.UnassignPrivateIpAddressesOutput]
+	unassignPrivateIPAddresses operation[ec2.UnassignPrivateIpAddressesInput, ec2.UnassignPrivateIpAddressesOutput]
 }
 
 type operation[I, O any] func(context.Context, *I, ...func(*ec2.Options)) (*O, error)
 
 func newClient(c *ec2.Client) *Client {
 	return &Client{
-		assignPrivateIpAddresses:   c.AssignPrivateIpAddresses,
+		assignPrivateIPAddresses:   c.AssignPrivateIpAddresses,
 		associateAddress:           c.AssociateAddress,
 		createRoute:                c.CreateRoute,
 		describeAddresses:          c.DescribeAddresses,
@@ -44,13 +44,15 @@ func newClient(c *ec2.Client) *Client {
 		disassociateAddress:        c.DisassociateAddress,
 		replaceRoute:               c.ReplaceRoute,
 		stopInstances:              c.StopInstances,
-		unassignPrivateIpAddresses: c.UnassignPrivateIpAddresses,
+		unassignPrivateIPAddresses: c.UnassignPrivateIpAddresses,
 	}
 }
 
 // AssignPrivateIpAddresses is *ec2.Client's.
+//
+//nolint:revive,staticcheck // the SDK's name
 func (c *Client) AssignPrivateIpAddresses(ctx context.Context, in *ec2.AssignPrivateIpAddressesInput, o ...func(*ec2.Options)) (*ec2.AssignPrivateIpAddressesOutput, error) {
-	return c.assignPrivateIpAddresses(ctx, in, o...)
+	return c.assignPrivateIPAddresses(ctx, in, o...)
 }
 
 // AssociateAddress is *ec2.Client's.
@@ -114,6 +116,8 @@ func (c *Client) StopInstances(ctx context.Context, in *ec2.StopInstancesInput, 
 }
 
 // UnassignPrivateIpAddresses is *ec2.Client's.
+//
+//nolint:revive,staticcheck // the SDK's name
 func (c *Client) UnassignPrivateIpAddresses(ctx context.Context, in *ec2.UnassignPrivateIpAddressesInput, o ...func(*ec2.Options)) (*ec2.UnassignPrivateIpAddressesOutput, error) {
-	return c.unassignPrivateIpAddresses(ctx, in, o...)
+	return c.unassignPrivateIPAddresses(ctx, in, o...)
 }
