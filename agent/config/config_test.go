@@ -717,6 +717,8 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte(strings.NewReplacer("peers: []", "peers: {tag: 'tandem:node', nodes: [b, c], port: 7788}",
 		"tls:\n  insecure: true", "tls: {ca: c, cert: c, key: k}", "file:w", "file:w?shared=yes").Replace(minimal)))
 	f.Add([]byte(strings.Replace(minimal, "a.img\n  size: 1GiB", "ebs:vol-0123456789abcdef0", 1)))
+	f.Add([]byte(minimal + "aws: {region: eu-central-1, endpoint: 'http://h:1', metadata: ''}\nfence: {ec2: {detach_volume: true}}\nservice:\n- {private-ip: {address: 10.0.0.9, interface: eth0}}\n" +
+		"- {overlay-route: {cidr: 10.99.0.1/32, tables: [rtb-0123456789abcdef0]}}\n- {eip: {allocation: eipalloc-0123456789abcdef0}}\n"))
 	for _, tc := range badSteps() {
 		f.Add(tc.text())
 	}
@@ -761,6 +763,15 @@ func FuzzParse(f *testing.F) {
 			}
 			if s.VIP != nil && (!s.VIP.Address.IsValid() || s.VIP.Address.Addr().Zone() != "" || s.VIP.Interface == "") {
 				t.Fatalf("%+v", s.VIP)
+			}
+			if s.EIP != nil && (!strings.HasPrefix(s.EIP.Allocation, "eipalloc-") || !c.UsesAWS()) {
+				t.Fatalf("%+v", s.EIP)
+			}
+			if s.PrivateIP != nil && (!s.PrivateIP.Address.Addr().Is4() || s.PrivateIP.Interface == "" || !c.UsesAWS()) {
+				t.Fatalf("%+v", s.PrivateIP)
+			}
+			if s.OverlayRoute != nil && (s.OverlayRoute.CIDR.Bits() != 32 || len(s.OverlayRoute.Tables) == 0 || len(s.OverlayRoute.Tables) > maxTables || !c.UsesAWS()) {
+				t.Fatalf("%+v", s.OverlayRoute)
 			}
 		}
 		if len(c.OnChange) > 0 && c.OnChange[0] == "" || len(c.ServicePorts()) > maxSteps*maxPorts {

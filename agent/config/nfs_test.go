@@ -17,7 +17,7 @@ const stacked = `service:
 
 // kindsOf counts what a step is.
 func kindsOf(s Step) (n int) {
-	for _, is := range []bool{s.Exec != nil, s.NBD != nil, s.Mount != nil, s.NFS != nil, s.VIP != nil} {
+	for _, is := range []bool{s.Exec != nil, s.NBD != nil, s.Mount != nil, s.NFS != nil, s.VIP != nil, s.EIP != nil, s.PrivateIP != nil, s.OverlayRoute != nil} {
 		if is {
 			n++
 		}
