@@ -240,6 +240,23 @@ func Times(n int, f Fault) Fault {
 	}
 }
 
+// For applies a fault for d, from the first request on.
+func For(d time.Duration, f Fault) Fault {
+	var mu sync.Mutex
+	var until time.Time
+	return func(x *Exchange) {
+		mu.Lock()
+		if until.IsZero() {
+			until = time.Now().Add(d)
+		}
+		some := time.Now().Before(until)
+		mu.Unlock()
+		if some {
+			f(x)
+		}
+	}
+}
+
 // Delay answers late.
 func Delay(d time.Duration) Fault {
 	return func(x *Exchange) {

@@ -340,6 +340,20 @@ func TestMoto(t *testing.T) {
 	if _, err := f.Fence(t.Context(), "b"); err != nil {
 		t.Errorf("again: %v", err)
 	}
+	for name, fault := range map[string]awstest.Fault{
+		"late": awstest.Delay(300 * time.Millisecond), "throttled": awstest.Times(2, awstest.Throttle), "stale describes": awstest.Stale(2 * time.Second),
+		"a black hole for a while": awstest.For(time.Second, awstest.BlackHole),
+	} {
+		_, err := c.EC2.StartInstances(t.Context(), &ec2.StartInstancesInput{InstanceIds: []string{b.ID}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.Proxy.Set(fault)
+		if _, err := f.Fence(within(t, 30*time.Second), "b"); err != nil || state(b.ID) != types.InstanceStateNameStopped {
+			t.Errorf("%s: %v", name, err)
+		}
+		a.Proxy.Set(nil)
+	}
 	// A second machine that says that it is c.
 	c.Run(t, map[string]string{"tandem:cluster": "nfs1", "tandem:node": "c"})
 	if _, err := f.Fence(t.Context(), "c"); !errors.Is(err, ErrAmbiguous) || state(c.Nodes[2].ID) != types.InstanceStateNameRunning {

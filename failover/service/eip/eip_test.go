@@ -402,6 +402,8 @@ func TestMoto(t *testing.T) {
 		{"stale", awstest.Stale(2 * time.Second)},
 		{"lost reply", awstest.Times(1, awstest.Only(awstest.LoseReply, "AssociateAddress"))},
 		{"throttled", awstest.Times(2, awstest.Throttle)},
+		{"late", awstest.Delay(300 * time.Millisecond)},
+		{"a black hole for a while", awstest.For(time.Second, awstest.BlackHole)},
 	} {
 		t.Run(f.name, func(t *testing.T) {
 			from, to := a, b

@@ -351,6 +351,8 @@ func TestMoto(t *testing.T) {
 		awstest.Stale(2 * time.Second),
 		awstest.Times(1, awstest.Only(awstest.LoseReply, "ReplaceRoute", "CreateRoute")),
 		awstest.Times(2, awstest.Throttle),
+		awstest.Delay(300 * time.Millisecond),
+		awstest.For(time.Second, awstest.BlackHole),
 	} {
 		term := service.Term{Epoch: uint64(i + 1)}
 		n, step := c.Nodes[i%2], steps[i%2]

@@ -350,19 +350,34 @@ func TestMoto(t *testing.T) {
 		}
 		return false
 	}
-	a.Proxy.Set(awstest.Only(func(x *awstest.Exchange) {
-		if _, err := x.Forward(); err == nil {
-			a.Metadata.SetPrivateIPs(a.Address, other.String())
-		}
-	}, "AssignPrivateIpAddresses"))
+	const assign = "AssignPrivateIpAddresses"
+	done := func() { a.Metadata.SetPrivateIPs(a.Address, other.String()) }
 	p := New(Config{Address: netip.PrefixFrom(other, 32), Interface: "eth0", Loader: a.Loader})
-	ok(t, p.Start(t.Context(), service.Term{}))
-	ok(t, p.Check(t.Context(), service.Term{}))
-	if !assigned() || !strings.Contains(nstest.IP(t, "addr show dev eth0"), other.String()+"/32") {
-		t.Error("it is not assigned")
-	}
-	ok(t, p.Stop(t.Context(), service.Term{}))
-	if assigned() || strings.Contains(nstest.IP(t, "addr show dev eth0"), other.String()+"/32") {
-		t.Error("it is assigned after Stop")
+	for i, fault := range []awstest.Fault{
+		func(*awstest.Exchange) {},
+		awstest.Delay(300 * time.Millisecond),
+		awstest.Times(2, awstest.Throttle),
+		awstest.Times(1, awstest.Only(func(x *awstest.Exchange) { x.Lose(); done() }, assign)),
+		awstest.For(time.Second, awstest.BlackHole),
+	} {
+		a.Proxy.Set(func(x *awstest.Exchange) {
+			if fault(x); x.Untouched() && x.Action == assign {
+				if _, err := x.Forward(); err == nil {
+					done()
+				}
+			}
+		})
+		term := service.Term{Epoch: uint64(i + 1)}
+		ok(t, p.Start(t.Context(), term))
+		ok(t, p.Check(t.Context(), term))
+		if !assigned() || !strings.Contains(nstest.IP(t, "addr show dev eth0"), other.String()+"/32") {
+			t.Errorf("round %d: it is not assigned", i)
+		}
+		a.Proxy.Set(nil)
+		ok(t, p.Stop(t.Context(), term))
+		if assigned() || strings.Contains(nstest.IP(t, "addr show dev eth0"), other.String()+"/32") {
+			t.Errorf("round %d: it is assigned after Stop", i)
+		}
+		a.Metadata.SetPrivateIPs(a.Address)
 	}
 }
