@@ -276,7 +276,7 @@ func BlackHole(x *Exchange) { x.Hang() }
 // Throttle refuses with the code that the service asked uses when there are too many requests.
 func Throttle(x *Exchange) {
 	switch {
-	case strings.HasPrefix(x.Action, "GetItem"), strings.HasPrefix(x.Action, "PutItem"), strings.HasPrefix(x.Action, "DeleteItem"):
+	case x.Request.Header.Get("X-Amz-Target") != "":
 		x.Answer(http.StatusBadRequest, "application/x-amz-json-1.0",
 			`{"__type":"com.amazonaws.dynamodb.v20120810#ThrottlingException","message":"Rate of requests exceeds the allowed throughput."}`)
 	case x.Action == x.Request.Method:
