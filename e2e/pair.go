@@ -120,8 +120,8 @@ func pairScenario(id, name string, limit time.Duration, o pairOptions, steps fun
 	}}
 }
 
-// patienceOf a mount: where XFS's log happens to begin at an odd block, kernel 6.1 clears 2 MiB of it
-// in pieces of 1 KiB, one after the other, and in emulation each takes up to 10 ms when it is mirrored.
+// patienceOf a mount: some mounts of XFS by kernel 6.1 write 2 MiB in pieces of 1 KiB, one after the
+// other, and in emulation each takes up to 10 ms when it is mirrored.
 func patienceOf(fs string) string {
 	if fs == "xfs" {
 		return "60s"
