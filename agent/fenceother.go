@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -64,8 +65,37 @@ func (a *Agent) runOthers(ctx context.Context) {
 				a.eventf("the machine of %s is not stopped: %s", node, why)
 				continue
 			}
-			a.fenceNode(ctx, node, fenceLimit)
+			lost, done := whileLost(ctx, a.cfg.Failover.Heartbeat, func() string { return a.spared(node) })
+			a.fenceNode(lost, node, fenceLimit)
+			done()
 		}
+	}
+}
+
+// whileLost ends ctx when spared says why. EC2 may be out of reach for minutes, in which the
+// node comes back, and may even be primary: a request that has not been made by then is not made.
+func whileLost(ctx context.Context, every time.Duration, spared func() string) (_ context.Context, done func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		t := time.NewTicker(every)
+		defer t.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-t.C:
+			}
+			if why := spared(); why != "" {
+				cancel(errors.New(why))
+				return
+			}
+		}
+	}()
+	return ctx, func() {
+		cancel(nil)
+		<-ended
 	}
 }
 

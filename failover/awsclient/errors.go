@@ -2,10 +2,8 @@ package awsclient
 
 import (
 	"errors"
-	"net/http"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
-	"github.com/aws/aws-sdk-go-v2/aws/retry"
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/smithy-go"
 )
@@ -81,10 +79,3 @@ func Allowed(err error) (bool, error) {
 // OneAttempt is for requests that must not be repeated by the SDK: the second answer would
 // be about the first one's effect.
 func OneAttempt() aws.Retryer { return aws.NopRetryer{} }
-
-// Transient says whether the request may be repeated: nothing was done, or doing it twice
-// does no harm.
-func Transient(err error) bool {
-	return retry.IsErrorRetryables(retry.DefaultRetryables).IsErrorRetryable(err) == aws.TrueTernary ||
-		Classify(err) == Throttled || Status(err) >= http.StatusInternalServerError
-}
