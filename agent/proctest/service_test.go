@@ -362,7 +362,7 @@ func TestPermit(t *testing.T) {
 	}
 	c.settled(c.a)
 
-	c.a.signal(t, syscall.SIGSTOP)
+	c.a.freeze()
 	stopped := time.Now()
 	time.Sleep(lease + 200*time.Millisecond)
 	if answers() {
@@ -372,7 +372,7 @@ func TestPermit(t *testing.T) {
 	if answers() {
 		t.Error("it answers on a, and b is primary")
 	}
-	c.a.signal(t, syscall.SIGCONT)
+	c.a.thaw()
 	c.until("a follows b", func() bool { s, err := c.a.tryStatus(); return err == nil && s.Epoch > 1 && s.Role == "Secondary" })
 	time.Sleep(2 * heartbeat)
 	if answers() {

@@ -2,34 +2,21 @@ package proctest
 
 import (
 	"context"
-	"fmt"
-	"os"
-	"path/filepath"
-	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // freeze stops every thread of a node and returns when they have stopped.
 func (n *node) freeze() {
 	n.c.t.Helper()
 	n.signal(n.c.t, syscall.SIGSTOP)
-	n.c.until(n.name+" has stopped", func() bool {
-		stats, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", n.cmd.Process.Pid))
-		if err != nil || len(stats) == 0 {
-			return false
-		}
-		for _, path := range stats {
-			b, err := os.ReadFile(path)
-			// The state follows the name, which is in parentheses.
-			if _, state, ok := strings.Cut(string(b), ") "); err != nil || !ok || state[0] != 'T' {
-				return false
-			}
-		}
-		return true
-	})
+	if err := unix.Waitid(unix.P_PID, n.cmd.Process.Pid, nil, unix.WSTOPPED, nil); err != nil {
+		n.c.t.Fatalf("wait until %s has stopped: %v", n.name, err)
+	}
 }
 
 func (n *node) thaw() {

@@ -22,6 +22,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -209,9 +211,18 @@ func (m *Member) Restart(t testing.TB) {
 	}
 }
 
-// Pause stops the member with SIGSTOP: the kernel still takes what is sent to it,
-// and nothing comes back.
-func (m *Member) Pause(t testing.TB) { m.signal(t, syscall.SIGSTOP); m.paused = true }
+// Pause stops the member with SIGSTOP and returns when it has stopped: the kernel
+// still takes what is sent to it, and nothing comes back.
+func (m *Member) Pause(t testing.TB) {
+	t.Helper()
+	m.signal(t, syscall.SIGSTOP)
+	m.paused = true
+	// The signal is sent when Signal returns, and answers may follow it: the
+	// kernel tells the parent of the stop when the last thread stands still.
+	if err := unix.Waitid(unix.P_PID, m.cmd.Process.Pid, nil, unix.WSTOPPED, nil); err != nil {
+		t.Fatalf("wait until etcd member %s has stopped: %v", m.Addr, err)
+	}
+}
 
 // Resume continues it.
 func (m *Member) Resume(t testing.TB) { m.signal(t, syscall.SIGCONT); m.paused = false }
