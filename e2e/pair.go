@@ -51,6 +51,10 @@ type pairOptions struct {
 	tail      int64  // bytes at the volume's end that the filesystem leaves alone
 	patience  string // timeout of the steps nbd and mount; "": patienceOf
 	aws       string // the step of AWS's that is in place of vip: eip or overlay-route
+
+	// nfsLease is nfsd's, and so its grace. A client of version 4 gives a connection up after about
+	// twice that without an answer. 0: the constants.
+	nfsLease time.Duration
 }
 
 const (
@@ -92,7 +96,7 @@ func (p *pair) address() string {
 // left out where there is none.
 func serviceSteps(n *node, o pairOptions) string {
 	all := strings.NewReplacer("DEVICE", device, "CONNECTIONS", fmt.Sprint(connections), "MOUNT", mountPoint, "TYPE", o.fs, "ADDRESS", serviceAddress,
-		"VERSION", o.version, "LEASE", nfsLease.String(), "GRACE", nfsGrace.String(), "CLUSTER", cluster, "PATIENCE", cmp.Or(o.patience, patienceOf(o.fs))).Replace(`service:
+		"VERSION", o.version, "LEASE", cmp.Or(o.nfsLease, nfsLease).String(), "GRACE", cmp.Or(o.nfsLease, nfsGrace).String(), "CLUSTER", cluster, "PATIENCE", cmp.Or(o.patience, patienceOf(o.fs))).Replace(`service:
 - nbd: {device: DEVICE, connections: CONNECTIONS}
   timeout: PATIENCE
 - mount: {device: DEVICE, path: MOUNT, type: TYPE}
