@@ -167,3 +167,28 @@ func TestPeerIsReplaced(t *testing.T) {
 		t.Errorf("%v %s", err, data)
 	}
 }
+
+// That EC2 needs longer for its answer than a peer may is no reason not to ask the peer.
+func TestPeerFoundSlowly(t *testing.T) {
+	c := newTagged(t)
+	c.instance("a", "127.0.0.11")
+	c.instance("b", "127.0.0.12")
+	a, stopA := c.node("a", "b", "127.0.0.11")
+	defer stopA()
+	_, stopB := c.node("b", "a", "127.0.0.12")
+	defer stopB()
+	c.linked(a)
+	slow := awstest.NewProxy(t, c.ec2.Moto.URL)
+	slow.Set(awstest.Delay(peerLimit + 200*time.Millisecond))
+	cfg := *a
+	cfg.AWS.Endpoint = slow.URL
+	if n := AskPeers(t.Context(), &cfg, "x"); n[0].Status == nil {
+		t.Errorf("%+v", n)
+	}
+	if f, err := AskFacts(t.Context(), &cfg, "b", "x"); err != nil || f.Node != "b" {
+		t.Errorf("%+v, %v", f, err)
+	}
+	if slow.Count("DescribeInstances") < 2 {
+		t.Error("EC2 has not been asked")
+	}
+}

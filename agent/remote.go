@@ -148,9 +148,15 @@ func askPeer(ctx context.Context, cfg *config.Config, where *nodeaddr.Finder, no
 
 // AskFacts asks a peer what its doctor's counterpart here has to know of it.
 func AskFacts(ctx context.Context, cfg *config.Config, node, origin string) (f doctor.Facts, err error) {
+	where, done := finder(cfg)
+	defer done()
+	address, err := peerAddress(ctx, cfg, where, node)
+	if err != nil {
+		return f, err
+	}
 	dial, cancel := context.WithTimeout(ctx, peerLimit)
 	defer cancel()
-	c, err := DialPeer(dial, cfg, node)
+	c, err := dialPeer(dial, cfg, where, node, address)
 	if err != nil {
 		return f, err
 	}

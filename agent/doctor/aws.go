@@ -82,6 +82,10 @@ var errUnreachable = errors.New("AWS cannot be asked")
 
 // reach returns who is asked, and this instance's first network interface.
 func (x *examination) reach(ctx context.Context) (EC2, instance.Interface, error) {
+	if x.silent != nil {
+		return nil, instance.Interface{}, x.silent
+	}
+	x.asked = true
 	nic, err := x.sys.Instance.Primary(ctx)
 	if err != nil {
 		return nil, nic, fmt.Errorf("%w: %w", errUnreachable, err)
@@ -305,7 +309,7 @@ func (x *examination) checkSourceDest(ctx context.Context) verdict {
 	}
 	api, nic, err := x.reach(ctx)
 	if err != nil {
-		return skip("%v", errUnreachable)
+		return skip("%v", err)
 	}
 	out, err := api.DescribeNetworkInterfaces(ctx, &ec2.DescribeNetworkInterfacesInput{NetworkInterfaceIds: []string{nic.ID}})
 	if err != nil {
@@ -331,7 +335,7 @@ func (x *examination) checkRouteTables(ctx context.Context) verdict {
 	}
 	api, _, err := x.reach(ctx)
 	if err != nil {
-		return skip("%v", errUnreachable)
+		return skip("%v", err)
 	}
 	var wanted, missing []string
 	for _, r := range x.aws.routes {

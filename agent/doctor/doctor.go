@@ -60,6 +60,9 @@ func fail(fix, format string, args ...any) verdict {
 // checkLimit is for one check: what answers later is of no use in a failover.
 const checkLimit = 15 * time.Second
 
+// silentAfter is how long a check may wait for AWS for nothing before no other one tries.
+const silentAfter = checkLimit / 2
+
 // examination is one run.
 type examination struct {
 	cfg *config.Config
@@ -71,6 +74,9 @@ type examination struct {
 	peers   []answer // in the config's order
 	aws     cloud
 	witness error // of the check witness: the next one needs its answer
+
+	asked  bool  // the check that runs has asked AWS
+	silent error // a check has waited for AWS in vain: the next ones do not
 }
 
 // answer is a peer's, or why there is none.
@@ -119,7 +125,12 @@ func Examine(ctx context.Context, cfg *config.Config, sys System) []Finding {
 	var all []Finding
 	for _, c := range checks() {
 		limited, cancel := context.WithTimeout(ctx, checkLimit)
+		x.asked = false
+		began := time.Now()
 		v := c.run(x, limited)
+		if took := time.Since(began); x.asked && v.status != OK && took > silentAfter {
+			x.silent = fmt.Errorf("%w: the check %s has waited %v for it", errUnreachable, c.id, took.Round(time.Second))
+		}
 		cancel()
 		all = append(all, Finding{ID: c.id, Status: v.status, Text: line(v.text), Fix: line(v.fix)})
 	}

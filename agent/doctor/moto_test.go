@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
@@ -91,8 +92,7 @@ func TestMoto(t *testing.T) {
 
 // The dry runs by the rights of deploy/iam-policy.json, and by those without one action: what
 // the policy has is enough for the whole set-up, and each action that is missing is named.
-// moto judges by actions alone, so resources and conditions are left out of it here; and it
-// does what it should only try with routes, so the proxy says in its place what EC2 would.
+// moto judges by actions alone, so resources and conditions are left out of it here.
 func TestIAMPolicy(t *testing.T) {
 	f := newFixture(t)
 	f.examine()
@@ -110,13 +110,7 @@ func TestIAMPolicy(t *testing.T) {
 	_, err = c.EC2.AttachVolume(ctx, &ec2.AttachVolumeInput{Device: aws.String("/dev/sdf"), InstanceId: &c.Nodes[1].ID, VolumeId: vol.VolumeId})
 	f.ok(err)
 	moto := c.Moto.Enforce(t, "node")
-	proxy := awstest.NewProxy(t, c.Moto.URL)
-	proxy.Set(awstest.Only(func(x *awstest.Exchange) {
-		body, err := x.Forward()
-		if err == nil && x.Form("DryRun") == "true" && !strings.Contains(string(body), "<Error>") {
-			x.Answer(http.StatusPreconditionFailed, "text/xml", awstest.EC2Error("DryRunOperation", "Request would have succeeded, but DryRun flag is set."))
-		}
-	}, "CreateRoute", "ReplaceRoute"))
+	proxy := dryRoutes(t, c.Moto.URL)
 
 	b, err := os.ReadFile("../../deploy/iam-policy.json")
 	f.ok(err)
@@ -142,5 +136,87 @@ func TestIAMPolicy(t *testing.T) {
 			t.Errorf("without %q: %+v", without, v)
 		}
 		loader.Close()
+	}
+}
+
+// dryRoutes is in front of a moto, which does what it should only try with routes: it says in
+// moto's place what EC2 would.
+func dryRoutes(t *testing.T, moto string) *awstest.Proxy {
+	p := awstest.NewProxy(t, moto)
+	p.Set(awstest.Only(func(x *awstest.Exchange) {
+		body, err := x.Forward()
+		if err == nil && x.Form("DryRun") == "true" && !strings.Contains(string(body), "<Error>") {
+			x.Answer(http.StatusPreconditionFailed, "text/xml", awstest.EC2Error("DryRunOperation", "Request would have succeeded, but DryRun flag is set."))
+		}
+	}, "CreateRoute", "ReplaceRoute"))
+	return p
+}
+
+// With each fault between this node and EC2 the findings are what they are without; and where
+// nobody answers, all that asks EC2 says so together, after the time of one check.
+func TestFaults(t *testing.T) {
+	f := newFixture(t)
+	c := instancetest.Start(t, "nfs1", "a", "b")
+	a := c.Nodes[0]
+	ctx := t.Context()
+	nics, err := c.EC2.DescribeNetworkInterfaces(ctx, &ec2.DescribeNetworkInterfacesInput{NetworkInterfaceIds: []string{a.ENI}})
+	f.ok(err)
+	table, err := c.EC2.CreateRouteTable(ctx, &ec2.CreateRouteTableInput{VpcId: nics.NetworkInterfaces[0].VpcId})
+	f.ok(err)
+	_, err = c.EC2.ModifyNetworkInterfaceAttribute(ctx, &ec2.ModifyNetworkInterfaceAttributeInput{
+		NetworkInterfaceId: &a.ENI, SourceDestCheck: &types.AttributeBooleanValue{Value: aws.Bool(false)},
+	})
+	f.ok(err)
+	vol, err := c.EC2.CreateVolume(ctx, &ec2.CreateVolumeInput{
+		AvailabilityZone: aws.String(awstest.Region + "a"), Size: aws.Int32(1), VolumeType: types.VolumeTypeGp3, Iops: aws.Int32(16000), Throughput: aws.Int32(125),
+	})
+	f.ok(err)
+	f.file("sys/devices/nvme1n1/device/serial", strings.Replace(*vol.VolumeId, "-", "", 1))
+	f.replace("eipalloc-0123456789abcdef0", c.Allocate(t))
+	f.replace("[rtb-0123456789abcdef0, rtb-0123456789abcdef1]", "["+*table.RouteTable.RouteTableId+"]")
+
+	proxy := awstest.NewProxy(t, dryRoutes(t, c.Moto.URL).URL)
+	loader := awsclient.New(awsclient.Options{Region: awstest.Region, Endpoint: proxy.URL, Metadata: a.Metadata.URL})
+	defer loader.Close()
+	client := instance.NewEC2(loader)
+	var fault awstest.Fault
+	f.after = func() {
+		f.sys.Instance = instance.New(loader)
+		f.sys.EC2 = func(ctx context.Context) (EC2, error) { return client.Client(ctx) }
+		proxy.Set(fault)
+	}
+	asking := []string{"iam", "source-dest-check", "route-tables", "ebs-baseline", "snapshot-volume"}
+	statuses := func() (got []Status, text string) {
+		all := f.examine()
+		for _, id := range asking {
+			i := slices.IndexFunc(all, func(f Finding) bool { return f.ID == id })
+			got = append(got, all[i].Status)
+		}
+		return got, show(all)
+	}
+	for _, tc := range []struct {
+		name  string
+		fault awstest.Fault
+	}{
+		{"none", nil},
+		{"late", awstest.Delay(200 * time.Millisecond)},
+		{"throttled", awstest.Times(2, awstest.Throttle)},
+		{"an answer lost", awstest.Times(1, awstest.LoseReply)},
+		{"stale", awstest.Stale(time.Second)},
+		{"a black hole for a while", awstest.For(time.Second, awstest.BlackHole)},
+	} {
+		fault = tc.fault
+		if got, text := statuses(); !slices.Equal(got, []Status{OK, OK, OK, Warning, OK}) {
+			t.Errorf("%s:\n%s", tc.name, text)
+		}
+	}
+	fault = awstest.BlackHole
+	began := time.Now()
+	got, text := statuses()
+	if !slices.Equal(got, []Status{Failed, Skipped, Skipped, Skipped, Skipped}) || strings.Count(text, "AWS cannot be asked: the check iam has waited") != 4 {
+		t.Errorf("a black hole:\n%s", text)
+	}
+	if took := time.Since(began); took > checkLimit+5*time.Second {
+		t.Errorf("it took %v", took)
 	}
 }

@@ -264,3 +264,80 @@ func TestReplaced(t *testing.T) {
 	f.Failed("b", next)
 	is(t, f, next)
 }
+
+// With each fault between this node and EC2 a peer that was replaced is found, soon after the
+// fault is over; until then its address is the old one, which nobody waits for.
+func TestFaults(t *testing.T) {
+	c := instancetest.Start(t, "nfs1", "a", "b")
+	defer func() {
+		for _, n := range c.Nodes {
+			n.Loader.Close()
+		}
+	}()
+	self, id, at := c.Nodes[0], c.Nodes[1].ID, c.Nodes[1].Address+":7788"
+	cfg, err := self.Loader.Config(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	changes := instancetest.Cluster{EC2: ec2.NewFromConfig(cfg)} // through the proxy, which so knows of them
+	f := New(Config{Cluster: "nfs1", Tag: "tandem:node", Port: 7788, Loader: self.Loader})
+	defer f.Close()
+	f.again, f.hurry = 50*time.Millisecond, 200*time.Millisecond
+	is(t, f, at)
+	for _, tc := range []struct {
+		name    string
+		fault   awstest.Fault
+		atLeast time.Duration
+	}{
+		{"late", awstest.Delay(300 * time.Millisecond), 300 * time.Millisecond},
+		{"throttled", awstest.Times(2, awstest.Throttle), 0},
+		{"throttled for longer than a look-up", awstest.For(limit+time.Second, awstest.Throttle), limit},
+		{"an answer lost", awstest.Times(1, awstest.LoseReply), 0},
+		{"stale", awstest.Stale(2 * time.Second), time.Second},
+		{"a black hole for a while", awstest.For(time.Second, awstest.BlackHole), time.Second},
+		{"a black hole for longer than a look-up", awstest.For(limit+time.Second, awstest.BlackHole), limit},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			if tc.name == "stale" {
+				self.Proxy.Set(tc.fault)
+				time.Sleep(2 * f.again)
+				f.Failed("b", at)
+				is(t, f, at) // what is shown later, too
+			}
+			if _, err := changes.EC2.TerminateInstances(t.Context(), &ec2.TerminateInstancesInput{InstanceIds: []string{id}}); err != nil {
+				t.Fatal(err)
+			}
+			in := changes.Run(t, map[string]string{"tandem:cluster": "nfs1", "tandem:node": "b"})
+			next := *in.PrivateIpAddress + ":7788"
+			if tc.name != "stale" {
+				self.Proxy.Set(awstest.Only(tc.fault, "DescribeInstances"))
+			}
+			began := time.Now()
+			for {
+				f.Failed("b", at)
+				asked := time.Now()
+				got, err := f.Address(t.Context(), "b")
+				if took := time.Since(asked); took > f.hurry+time.Second {
+					t.Errorf("it is waited for %v", took)
+				}
+				if err != nil || got != at && got != next {
+					t.Fatalf("%q %v", got, err)
+				}
+				if got == next {
+					break
+				}
+				if time.Since(began) > 30*time.Second {
+					t.Fatal("the new instance is not found")
+				}
+				time.Sleep(20 * time.Millisecond)
+			}
+			took := time.Since(began)
+			if took < tc.atLeast {
+				t.Errorf("found after %v: the fault was none", took)
+			}
+			t.Logf("found after %v", took.Round(time.Millisecond))
+			id, at = *in.InstanceId, next
+			self.Proxy.Set(nil)
+		})
+	}
+}
