@@ -21,6 +21,7 @@ import (
 // as a dry run.
 type EC2 interface {
 	AssociateAddress(context.Context, *ec2.AssociateAddressInput, ...func(*ec2.Options)) (*ec2.AssociateAddressOutput, error)
+	DisassociateAddress(context.Context, *ec2.DisassociateAddressInput, ...func(*ec2.Options)) (*ec2.DisassociateAddressOutput, error)
 	CreateRoute(context.Context, *ec2.CreateRouteInput, ...func(*ec2.Options)) (*ec2.CreateRouteOutput, error)
 	ReplaceRoute(context.Context, *ec2.ReplaceRouteInput, ...func(*ec2.Options)) (*ec2.ReplaceRouteOutput, error)
 	StopInstances(context.Context, *ec2.StopInstancesInput, ...func(*ec2.Options)) (*ec2.StopInstancesOutput, error)
@@ -132,9 +133,13 @@ func (x *examination) ownIAM(ctx context.Context) verdict {
 	if err != nil {
 		return fail(reachFix, "%v", err)
 	}
-	var allowed, refused []string
+	var allowed, refused, untried []string
 	for _, r := range x.dryRuns(api, nic) {
 		err := r.ask(ctx)
+		if errors.Is(err, errUntried) {
+			untried = append(untried, fmt.Sprintf("%s was %v", r.action, err))
+			continue
+		}
 		looked := err == nil && strings.HasPrefix(r.action, "Describe") // instead of saying that it could: it may
 		switch may, err := awsclient.Allowed(err); {
 		case may, looked:
@@ -162,14 +167,16 @@ func (x *examination) ownIAM(ctx context.Context) verdict {
 	}
 	allowed = append(allowed, stops...)
 	if len(x.aws.private) > 0 {
-		const untried = "AssignPrivateIpAddresses has no dry run, so it was not tried"
-		if len(allowed) == 0 {
-			return skip("%s", untried)
-		}
-		return ok("allowed: %s; %s", list(allowed), untried)
+		untried = append(untried, "AssignPrivateIpAddresses and UnassignPrivateIpAddresses have no dry run, so they were not tried")
 	}
-	return ok("allowed: %s", list(allowed))
+	if len(allowed) == 0 {
+		return skip("%s", strings.Join(untried, "; "))
+	}
+	return ok("%s", strings.Join(append([]string{"allowed: " + list(allowed)}, untried...), "; "))
 }
+
+// errUntried means that there is nothing that could be asked about.
+var errUntried = errors.New("not tried")
 
 // afterAsking says whether a code is about the state of the route, or of the address: EC2 looks
 // at that when it has found the request to be allowed. A route that is not there yet cannot be
@@ -181,7 +188,7 @@ func afterAsking(action, code string) bool {
 	case "ReplaceRoute":
 		return code == "InvalidRoute.NotFound" || code == "InvalidParameterValue"
 	}
-	return action == "AssociateAddress" && code == "Resource.AlreadyAssociated"
+	return action == "AssociateAddress" && code == "Resource.AlreadyAssociated" || action == "DisassociateAddress" && code == "InvalidAssociationID.NotFound"
 }
 
 // dryRun is one request that is only asked about.
@@ -202,6 +209,18 @@ func (x *examination) dryRuns(api EC2, nic instance.Interface) (all []dryRun) {
 			_, err := api.AssociateAddress(ctx, &ec2.AssociateAddressInput{
 				DryRun: dry, AllocationId: &a, NetworkInterfaceId: &nic.ID, PrivateIpAddress: aws.String(nic.Address.String()), AllowReassociation: aws.Bool(true),
 			})
+			return err
+		})
+		add("DisassociateAddress", a, func(ctx context.Context) error {
+			// Only about one that there is: that of the node which serves.
+			at, err := api.DescribeAddresses(ctx, &ec2.DescribeAddressesInput{AllocationIds: []string{a}})
+			switch {
+			case err != nil:
+				return fmt.Errorf("%w: %w", errUntried, err)
+			case len(at.Addresses) != 1 || aws.ToString(at.Addresses[0].AssociationId) == "":
+				return fmt.Errorf("%w: %s is with nobody now", errUntried, a)
+			}
+			_, err = api.DisassociateAddress(ctx, &ec2.DisassociateAddressInput{DryRun: dry, AssociationId: at.Addresses[0].AssociationId})
 			return err
 		})
 	}

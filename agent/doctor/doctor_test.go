@@ -296,6 +296,7 @@ func TestEachAlone(t *testing.T) {
 		{"NBD's port is taken", "ports", Failed, "nbd.tcp", "10809", func(f *fixture) { f.listens(10809, "127.0.0.1") }, nil},
 		{"the machine's own NFS server runs", "ports", Warning, "port 2049", "nfs-server", func(f *fixture) { f.listens(2049, "0.0.0.0") }, nil},
 		{"AssociateAddress is not allowed", "iam", Failed, "may not do: AssociateAddress (eipalloc-0123456789abcdef0)", "iam-policy.json", func(f *fixture) { f.after = f.deny("AssociateAddress", denied) }, nil},
+		{"DisassociateAddress is not allowed", "iam", Failed, "may not do: DisassociateAddress (eipalloc-0123456789abcdef0)", "iam-policy.json", func(f *fixture) { f.after = f.deny("DisassociateAddress", denied) }, nil},
 		{"ReplaceRoute is not allowed", "iam", Failed, "ReplaceRoute (rtb-0123456789abcdef0), ReplaceRoute (rtb-0123456789abcdef1)", "iam-policy.json", func(f *fixture) { f.after = f.deny("ReplaceRoute", denied) }, nil},
 		{"StopInstances is not allowed", "iam", Failed, "StopInstances (i-b of node b)", "iam-policy.json", func(f *fixture) { f.after = f.deny("StopInstances", denied) }, nil},
 		{"DetachVolume is not allowed", "iam", Failed, "DetachVolume (vol-data of node b)", "iam-policy.json", func(f *fixture) { f.after = f.deny("DetachVolume", denied) }, nil},
@@ -588,6 +589,13 @@ func (f *fakeEC2) AssociateAddress(_ context.Context, in *ec2.AssociateAddressIn
 	return nil, f.dry("AssociateAddress", in.DryRun)
 }
 
+func (f *fakeEC2) DisassociateAddress(_ context.Context, in *ec2.DisassociateAddressInput, _ ...func(*ec2.Options)) (*ec2.DisassociateAddressOutput, error) {
+	if aws.ToString(in.AssociationId) != "eipassoc-b" {
+		panic("not the address's association")
+	}
+	return nil, f.dry("DisassociateAddress", in.DryRun)
+}
+
 func (f *fakeEC2) CreateRoute(_ context.Context, in *ec2.CreateRouteInput, _ ...func(*ec2.Options)) (*ec2.CreateRouteOutput, error) {
 	return nil, f.dry("CreateRoute", in.DryRun)
 }
@@ -608,7 +616,10 @@ func (f *fakeEC2) DetachVolume(_ context.Context, in *ec2.DetachVolumeInput, _ .
 }
 
 func (f *fakeEC2) DescribeAddresses(_ context.Context, in *ec2.DescribeAddressesInput, _ ...func(*ec2.Options)) (*ec2.DescribeAddressesOutput, error) {
-	return nil, f.dry("DescribeAddresses", in.DryRun)
+	if in.DryRun != nil {
+		return nil, f.dry("DescribeAddresses", in.DryRun)
+	}
+	return &ec2.DescribeAddressesOutput{Addresses: []types.Address{{AssociationId: aws.String("eipassoc-b")}}}, nil
 }
 
 func (f *fakeEC2) DescribeInstances(_ context.Context, in *ec2.DescribeInstancesInput, _ ...func(*ec2.Options)) (*ec2.DescribeInstancesOutput, error) {

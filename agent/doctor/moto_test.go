@@ -100,6 +100,8 @@ func TestIAMPolicy(t *testing.T) {
 	a := c.Nodes[0]
 	ctx := t.Context()
 	allocation := c.Allocate(t)
+	_, err := c.EC2.AssociateAddress(ctx, &ec2.AssociateAddressInput{AllocationId: &allocation, NetworkInterfaceId: &c.Nodes[1].ENI})
+	f.ok(err)
 	nics, err := c.EC2.DescribeNetworkInterfaces(ctx, &ec2.DescribeNetworkInterfacesInput{NetworkInterfaceIds: []string{a.ENI}})
 	f.ok(err)
 	table, err := c.EC2.CreateRouteTable(ctx, &ec2.CreateRouteTableInput{VpcId: nics.NetworkInterfaces[0].VpcId})
@@ -122,7 +124,7 @@ func TestIAMPolicy(t *testing.T) {
 	for _, s := range policy.Statement {
 		actions = append(actions, s.Action...)
 	}
-	for _, without := range []string{"", "ec2:AssociateAddress", "ec2:StopInstances", "ec2:ReplaceRoute", "ec2:CreateRoute", "ec2:DetachVolume"} {
+	for _, without := range []string{"", "ec2:AssociateAddress", "ec2:DisassociateAddress", "ec2:StopInstances", "ec2:ReplaceRoute", "ec2:CreateRoute", "ec2:DetachVolume"} {
 		moto.Allow(t, slices.DeleteFunc(slices.Clone(actions), func(a string) bool { return a == without }))
 		loader := awsclient.New(awsclient.Options{Region: awstest.Region, Endpoint: proxy.URL, Metadata: a.Metadata.URL})
 		f.sys.Instance = instance.New(loader)
@@ -134,6 +136,13 @@ func TestIAMPolicy(t *testing.T) {
 		action := strings.TrimPrefix(without, "ec2:")
 		if without == "" && v.status != OK || without != "" && (v.status != Failed || !strings.Contains(v.text, "may not do: "+action+" (") || v.fix != policyFix) {
 			t.Errorf("without %q: %+v", without, v)
+		}
+		api, err := f.sys.EC2(ctx)
+		f.ok(err)
+		at, err := api.DescribeAddresses(ctx, &ec2.DescribeAddressesInput{AllocationIds: []string{allocation}})
+		f.ok(err)
+		if got := aws.ToString(at.Addresses[0].NetworkInterfaceId); got != c.Nodes[1].ENI {
+			t.Errorf("the Elastic IP is with %q, not with node b: something was more than asked about", got)
 		}
 		loader.Close()
 	}
