@@ -183,12 +183,16 @@ var errUntried = errors.New("not tried")
 // replaced, nor one that is be created.
 func afterAsking(action, code string) bool {
 	switch action {
+	case "AssociateAddress":
+		return code == "Resource.AlreadyAssociated"
+	case "DisassociateAddress":
+		return code == "InvalidAssociationID.NotFound"
 	case "CreateRoute":
 		return code == "RouteAlreadyExists"
 	case "ReplaceRoute":
 		return code == "InvalidRoute.NotFound" || code == "InvalidParameterValue"
 	}
-	return action == "AssociateAddress" && code == "Resource.AlreadyAssociated" || action == "DisassociateAddress" && code == "InvalidAssociationID.NotFound"
+	return false
 }
 
 // dryRun is one request that is only asked about.
@@ -215,8 +219,10 @@ func (x *examination) dryRuns(api EC2, nic instance.Interface) (all []dryRun) {
 			// Only about one that there is: that of the node which serves.
 			at, err := api.DescribeAddresses(ctx, &ec2.DescribeAddressesInput{AllocationIds: []string{a}})
 			switch {
+			case awsclient.Classify(err) == awsclient.Refused:
+				return fmt.Errorf("%w: %w", errUntried, err) // the dry run of looking has been refused, too
 			case err != nil:
-				return fmt.Errorf("%w: %w", errUntried, err)
+				return err
 			case len(at.Addresses) != 1 || aws.ToString(at.Addresses[0].AssociationId) == "":
 				return fmt.Errorf("%w: %s is with nobody now", errUntried, a)
 			}

@@ -365,7 +365,21 @@ func TestAWSFence(t *testing.T) {
 	c.serves(c.b)
 	c.a.start()
 	c.settled(c.b)
-	c.finish(c.b)
+
+	// EC2 cannot be had until the lost node is back: then nobody stops it any more.
+	c.instance(c.a).Proxy.Set(awstest.Only(awstest.Throttle, "StopInstances"))
+	c.b.kill()
+	c.until("a serves", c.a.up)
+	c.a.logged("the machine of b is being stopped")
+	c.b.start()
+	c.a.logged("it is not certain that the machine of b is off: ")
+	c.instance(c.a).Proxy.Set(nil)
+	c.settled(c.a)
+	time.Sleep(2 * time.Second) // longer than its pauses between two tries
+	if s := c.state(c.b); s != "running" {
+		t.Errorf("the machine of b is %s", s)
+	}
+	c.finish(c.a)
 }
 
 // A forced promotion has the old primary's machine stopped first, and spares the wait when that is certain.
